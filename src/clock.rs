@@ -1,0 +1,73 @@
+//! Time: the only place that reads the system clock.
+//!
+//! Scheduling uses monotonic [`Tick`]s from a [`Clock`], which a simulation replaces by one that moves only when told.
+//! The wall clock is for display and stored records, never for a decision.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A point in monotonic time: nanoseconds since the clock was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Tick(u64);
+
+impl Tick {
+    /// Later than every deadline: "never".
+    pub(crate) const NEVER: Self = Self(u64::MAX);
+
+    pub(crate) const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    pub(crate) const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The tick `after` later; saturates to [`Tick::NEVER`], so a huge timeout means "never" and not "now".
+    pub(crate) fn plus(self, after: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// Time from `earlier` to here; zero if `earlier` is later.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Where ticks come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Clock {
+    /// The system's monotonic clock, counted from the instant given.
+    System(Instant),
+    /// Moves only by [`Clock::advance`].
+    Virtual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub(crate) fn system() -> Self {
+        Self::System(Instant::now())
+    }
+
+    pub(crate) fn virtual_time() -> Self {
+        Self::Virtual(Arc::new(AtomicU64::new(0)))
+    }
+
+    pub(crate) fn now(&self) -> Tick {
+        match self {
+            Self::System(origin) => Tick(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+            Self::Virtual(nanos) => Tick(nanos.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Moves a virtual clock; a system clock moves by itself and ignores this.
+    pub(crate) fn advance_to(&self, to: Tick) {
+        if let Self::Virtual(nanos) = self {
+            nanos.fetch_max(to.0, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The wall clock, for timestamps that people read.
+pub(crate) fn wall_now() -> chrono::DateTime<chrono::Utc> {
+    chrono::Utc::now()
+}

@@ -1,0 +1,366 @@
+//! The executor: runs futures by priority on one pinned worker per CPU. It knows nothing of commands and lanes.
+//!
+//! | file | protocol |
+//! |---|---|
+//! | `task` | spawned future, handle, contained panics |
+//! | `life` | how a task may end before its future stops |
+//! | `worker` | what runs next; the loop of a worker thread |
+//! | `ready` | masks: which priorities have work, and where |
+//! | `park` | sleeping without missing work |
+//! | `wheel`, `timers`, `time` | timers, per worker |
+//! | `watch` | attempts that block past their deadline |
+//! | `shared` | what the workers share, and when it is freed |
+
+pub(crate) mod life;
+pub(crate) mod park;
+pub(crate) mod ready;
+mod shared;
+mod stats;
+mod task;
+mod time;
+mod timers;
+mod topology;
+mod watch;
+mod wheel;
+mod worker;
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+pub use stats::{ShutdownReport, WorkerStats};
+pub(crate) use task::{Runnable, TaskRef, panic_message};
+pub use task::{Cancel, Task, TaskError};
+pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
+pub(crate) use watch::Watched;
+pub(crate) use worker::Local;
+
+use event_listener::Event;
+
+use crate::clock::Clock;
+use crate::error::ConfigErrors;
+pub(crate) use shared::Shared;
+use shared::{PRIORITIES, Phase};
+
+/// The worst priority; 0 is the best.
+pub const LOWEST_PRIORITY: u8 = PRIORITIES as u8 - 1;
+
+/// Runs futures by priority on its own worker threads.
+///
+/// A cheap handle: clones share the executor. Strict priority: a worker starts a task only when no better one is
+/// visible anywhere, and equal priorities take turns in the order they became due. A poll is never interrupted, so a
+/// task waits for at most the polls that run; use [`should_yield`] or [`yield_now`] in long ones.
+///
+/// Dropping the last handle closes the executor: polls that run finish, every other task is cancelled and its handle
+/// says so. [`Executor::shutdown`] waits for tasks to finish instead.
+///
+/// ```
+/// use corelane::Executor;
+///
+/// let executor = Executor::builder().workers(2).build()?;
+/// let task = executor.spawn(0, async { 6 * 7 });
+/// assert_eq!(executor.block_on(task)?, 42);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Executor {
+    core: Arc<Core>,
+}
+
+/// What the handles share; dropped with the last of them.
+struct Core {
+    shared: &'static Shared,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.shared.enter_phase(Phase::Closed);
+        self.shared.release();
+    }
+}
+
+/// Configures an [`Executor`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ExecutorBuilder {
+    workers: Option<usize>,
+    pin: bool,
+}
+
+impl ExecutorBuilder {
+    /// How many worker threads to start: 1 to 56. Default: one for each CPU that the process may use (its affinity mask
+    /// and cgroup quota).
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
+    /// Whether each worker is bound to a CPU. Default: true. Where the system refuses, or where there are more workers
+    /// than CPUs or less CPU time than CPUs, workers run unbound.
+    pub fn pin(mut self, pin: bool) -> Self {
+        self.pin = pin;
+        self
+    }
+
+    /// Starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// All problems of the configuration at once, or the system's refusal to start a thread.
+    pub fn build(self) -> Result<Executor, ConfigErrors> {
+        let workers = self.workers.unwrap_or_else(topology::default_workers);
+        let mut errors = ConfigErrors::default();
+        if workers == 0 || workers > park::MAX_WORKERS {
+            errors.push("workers", workers, format!("use 1 to {}", park::MAX_WORKERS));
+        }
+        errors.into_result()?;
+        let executor = Executor::without_threads(workers, Clock::system());
+        let cores = if self.pin { topology::plan(workers) } else { vec![None; workers] };
+        for (index, core) in cores.into_iter().enumerate() {
+            if let Err(error) = executor.start_worker(index, core) {
+                let mut errors = ConfigErrors::default();
+                errors.push("workers", workers, format!("worker thread {index} could not be started: {error}"));
+                return Err(errors);
+            }
+        }
+        Ok(executor)
+    }
+}
+
+impl Executor {
+    /// Configures an executor of its own. Most programs want [`Executor::global`].
+    pub fn builder() -> ExecutorBuilder {
+        ExecutorBuilder { workers: None, pin: true }
+    }
+
+    /// The executor that the process shares, started at the first call and never closed unless asked to.
+    ///
+    /// # Panics
+    ///
+    /// If the system refuses to start a single thread.
+    pub fn global() -> &'static Self {
+        static GLOBAL: LazyLock<Executor> = LazyLock::new(|| {
+            let built = Executor::builder().build().or_else(|error| {
+                tracing::warn!(%error, "starting the global executor with one worker");
+                Executor::builder().workers(1).pin(false).build()
+            });
+            built.expect("the system starts at least one thread")
+        });
+        &GLOBAL
+    }
+
+    /// Starts a task. `priority` 0 is the best, [`LOWEST_PRIORITY`] (63) the worst; larger numbers count as 63.
+    ///
+    /// On a closed executor the task is cancelled at once, as its handle says.
+    pub fn spawn<F>(&self, priority: u8, future: F) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let shared = self.shared();
+        let priority = priority.min(LOWEST_PRIORITY);
+        let (runnable, task) = task::new(shared, priority, true, |_| future);
+        self.schedule_new(runnable);
+        task
+    }
+
+    /// Makes a task that waits to be admitted: the caller keeps the runnable until it may run.
+    pub(crate) fn prepare<F>(
+        &self,
+        priority: u8,
+        admitted: bool,
+        make: impl FnOnce(TaskRef) -> F,
+    ) -> (Runnable, Task<F::Output>)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        task::new(self.shared(), priority, admitted, make)
+    }
+
+    /// Puts a new task on a run queue.
+    pub(crate) fn schedule_new(&self, runnable: Runnable) {
+        if self.shared().phase() == Phase::Open {
+            self.shared().push_new(runnable.metadata().priority, runnable);
+        }
+    }
+
+    /// Runs a future to its end on the calling thread, while tasks run on the workers.
+    ///
+    /// # Panics
+    ///
+    /// On a worker thread, which must not wait: its tasks would wait with it.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let on_worker = Local::with_any(|local| local.is_some());
+        assert!(!on_worker, "block_on on a worker thread would block its tasks; await the future instead");
+        futures_lite::future::block_on(future)
+    }
+
+    /// Shuts the executor down: no new tasks, `limit` for those there are to finish, then the rest is cancelled.
+    ///
+    /// Returns when all tasks have finished and the worker threads have ended, or at the limit. Idempotent; also for
+    /// [`Executor::global`], which then stays closed. Awaited by a task of this executor, it can not see that task
+    /// finish and waits for the limit.
+    pub async fn shutdown(&self, limit: Duration) -> ShutdownReport {
+        let shared = self.shared();
+        let begun = std::time::Instant::now();
+        shared.enter_phase(Phase::Draining);
+        // The timer must not depend on the executor that is ending.
+        let deadline = async_deadline(limit);
+        futures_lite::pin!(deadline);
+        let finished = wait_until(shared, || shared.unfinished_tasks() == 0, deadline.as_mut()).await;
+        let cancelled = if finished { 0 } else { shared.unfinished_tasks() };
+        shared.enter_phase(Phase::Closed);
+        let threads = || shared.threads.load(Ordering::Acquire);
+        wait_until(shared, || threads() == 0, deadline).await;
+        ShutdownReport { cancelled, busy_workers: threads(), waited: begun.elapsed() }
+    }
+
+    /// What each worker has done.
+    #[must_use]
+    pub fn worker_stats(&self) -> Vec<WorkerStats> {
+        let counters = self.shared().workers.iter().map(|worker| &worker.counters);
+        counters
+            .map(|counters| WorkerStats {
+                polls: counters.polls.get(),
+                steals: counters.steals.get(),
+                parks: counters.parks.get(),
+                wakes: counters.wakes.get(),
+                timers: counters.timers.get(),
+            })
+            .collect()
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.shared().workers.len()
+    }
+
+    pub(crate) fn shared(&self) -> &'static Shared {
+        self.core.shared
+    }
+
+    pub(crate) fn without_threads(workers: usize, clock: Clock) -> Self {
+        task_graveyard_sweep();
+        Self { core: Arc::new(Core { shared: Box::leak(Box::new(Shared::new(workers, clock))) }) }
+    }
+
+    fn start_worker(&self, index: usize, core: Option<core_affinity::CoreId>) -> std::io::Result<()> {
+        let shared = self.shared();
+        shared.add_user();
+        shared.threads.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::Builder::new().name(format!("corelane-{index}")).spawn(move || {
+            if let Some(core) = core {
+                topology::pin(core);
+            }
+            let _ = shared.workers[index].thread.set(std::thread::current());
+            Local::new(shared, index, 0x9E37_79B9_7F4A_7C15 ^ (index as u64 + 1)).drive();
+            end_thread(shared);
+        });
+        thread.map(drop).inspect_err(|_| end_thread(shared))
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor").field("workers", &self.workers()).finish_non_exhaustive()
+    }
+}
+
+fn end_thread(shared: &'static Shared) {
+    shared.threads.fetch_sub(1, Ordering::AcqRel);
+    shared.changed.notify(usize::MAX);
+    shared.release();
+}
+
+fn task_graveyard_sweep() {
+    shared::retire(None);
+}
+
+/// Waits for a condition whose changes are notified, or for the deadline; says whether the condition holds.
+async fn wait_until(shared: &Shared, holds: impl Fn() -> bool, deadline: impl Future<Output = ()> + Unpin) -> bool {
+    let changed = async {
+        loop {
+            let listener = shared.changed.listen();
+            if holds() {
+                return true;
+            }
+            listener.await;
+        }
+    };
+    let late = async {
+        deadline.await;
+        false
+    };
+    futures_lite::future::or(changed, late).await || holds()
+}
+
+/// A limit that does not depend on the executor that is ending: a thread that sleeps. Shutting down happens once.
+fn async_deadline(limit: Duration) -> impl Future<Output = ()> {
+    let (expired, event) = {
+        let event = Arc::new((AtomicBool::new(false), Event::new()));
+        (Arc::clone(&event), event)
+    };
+    let started = std::thread::Builder::new().name("corelane-limit".into()).spawn(move || {
+        std::thread::park_timeout(limit);
+        expired.0.store(true, Ordering::Release);
+        expired.1.notify(usize::MAX);
+    });
+    let limiter = started.map(|thread| Unpark(thread.thread().clone()));
+    async move {
+        // Without a thread there is no telling when the limit has passed, so it has.
+        while limiter.is_ok() {
+            let listener = event.1.listen();
+            if event.0.load(Ordering::Acquire) {
+                return;
+            }
+            listener.await;
+        }
+    }
+}
+
+/// Lets the limit's thread go when nobody waits for it any more.
+struct Unpark(std::thread::Thread);
+
+impl Drop for Unpark {
+    fn drop(&mut self) {
+        self.0.unpark();
+    }
+}
+
+/// Gives other tasks of the same or better priority a turn: reschedules the calling task behind those that are due.
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Whether better work waits than the task that asks; then call [`yield_now`] soon. Costs two or three loads; always
+/// false outside of a worker. A true may be out of date, a false is out of date for at most one dispatch.
+#[must_use]
+pub fn should_yield() -> bool {
+    Local::with_any(|local| local.is_some_and(Local::should_yield))
+}
+
+/// Runs code of others (wakers, destructors) whose panic must not end a worker.
+pub(crate) fn contain(f: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
+        tracing::error!(panic = panic_message(payload.as_ref()), "a waker panicked on a worker; contained");
+        std::mem::forget(payload);
+    }
+}
+
+fn wake_contained(waker: Waker) {
+    contain(|| waker.wake());
+}

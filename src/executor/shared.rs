@@ -1,0 +1,348 @@
+//! What all workers of an executor share, and how long it lives.
+//!
+//! Tasks reach this by reference without counting it: a count would be a line that every spawn and every completion on
+//! every CPU writes. It lives until the handle, every thread and every task are gone; the last of the users that do
+//! count (handle and threads) frees it if no task is left, else leaves it to a later sweep. Tasks are counted where they
+//! are made and destroyed, each worker in words of its own.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
+
+use crossbeam_deque::Stealer;
+use crossbeam_queue::SegQueue;
+use crossbeam_utils::CachePadded;
+use event_listener::Event;
+
+use super::park::Idle;
+use super::ready::Ready;
+use super::stats::Counter;
+use super::task::Runnable;
+use super::timers::Timers;
+use super::watch::Watch;
+use super::worker::Local;
+use crate::clock::Clock;
+
+/// Priorities 0 (best) to 63.
+pub(crate) const PRIORITIES: usize = 64;
+
+/// Words that outside threads share for counting tasks: enough that a few producers seldom meet on one.
+const OUTSIDE_SHARDS: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    pub(crate) idle: Idle,
+    pub(crate) ready: Ready,
+    pub(crate) workers: Box<[Remote]>,
+    pub(crate) watch: Watch,
+    /// Notified when a task count reaches zero while draining, and when a worker thread ends.
+    pub(crate) changed: Event,
+    phase: CachePadded<AtomicU8>,
+    /// The handle and the threads.
+    users: AtomicUsize,
+    outside: Box<[CachePadded<TaskCount>]>,
+    /// Worker threads that have not ended.
+    pub(crate) threads: AtomicUsize,
+}
+
+/// What others may touch of a worker.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    pub(crate) inboxes: Box<[OnceLock<Box<SegQueue<Runnable>>>]>,
+    pub(crate) stealers: Box<[OnceLock<Stealer<Runnable>>]>,
+    pub(crate) timers: Timers,
+    /// Set by the worker's thread; a simulated worker has none.
+    pub(crate) thread: OnceLock<Thread>,
+    /// Written by the worker only.
+    pub(crate) tasks: CachePadded<TaskCount>,
+    pub(crate) counters: CachePadded<WorkerCounters>,
+}
+
+/// One writer for a worker's, several for an outside shard's. The counts only grow.
+#[derive(Debug, Default)]
+pub(crate) struct TaskCount {
+    created: AtomicU64,
+    /// Their future has ended; a handle may still hold the result.
+    finished: AtomicU64,
+    /// Their memory is gone.
+    destroyed: AtomicU64,
+    /// Uses by what is neither a task nor counted in `users`: a push from outside (once it is pushed, the task may end and
+    /// the executor with it) and a `Sleep`.
+    uses_begun: AtomicU64,
+    uses_ended: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct WorkerCounters {
+    pub(crate) polls: Counter,
+    pub(crate) steals: Counter,
+    pub(crate) parks: Counter,
+    pub(crate) wakes: Counter,
+    pub(crate) timers: Counter,
+}
+
+/// Where an executor is in its life. Only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Open,
+    /// No new tasks; those there are run on.
+    Draining,
+    /// Nothing runs any more; what is queued or woken is dropped.
+    Closed,
+}
+
+impl Shared {
+    pub(crate) fn new(workers: usize, clock: Clock) -> Self {
+        Self {
+            clock,
+            idle: Idle::new(),
+            ready: Ready::new(workers),
+            workers: (0..workers).map(|_| Remote::new()).collect(),
+            watch: Watch::new(workers),
+            changed: Event::new(),
+            phase: CachePadded::new(AtomicU8::new(Phase::Open as u8)),
+            users: AtomicUsize::new(1),
+            outside: (0..OUTSIDE_SHARDS).map(|_| CachePadded::default()).collect(),
+            threads: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Open,
+            1 => Phase::Draining,
+            _ => Phase::Closed,
+        }
+    }
+
+    /// Moves on to `phase` and wakes every worker to notice.
+    pub(crate) fn enter_phase(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::SeqCst);
+        for worker in 0..self.workers.len() {
+            self.unpark(worker);
+        }
+        self.watch.wake();
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Puts a task that became due on a run queue.
+    pub(crate) fn push(&'static self, priority: u8, runnable: Runnable) {
+        Local::with_current(self, |local| match local {
+            Some(local) => local.push_woken(priority, runnable),
+            None => self.push_outside(priority, runnable),
+        });
+    }
+
+    /// As [`Shared::push`] for a new task, for which a sleeping worker is woken even if it is alone in its queue.
+    pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
+        Local::with_current(self, |local| match local {
+            Some(local) => local.push_new(priority, runnable),
+            None => self.push_outside(priority, runnable),
+        });
+    }
+
+    fn push_outside(&'static self, priority: u8, runnable: Runnable) {
+        self.begin_use();
+        // A sleeper's inbox saves the hop through a steal.
+        let worker = self.idle.sleeper_hint().unwrap_or_else(|| sticky_worker(self.workers.len()));
+        self.workers[worker].inbox(priority).push(runnable);
+        self.ready.announce(worker, priority);
+        // ORDERING: `announce` fenced. A worker that closes sets the phase, fences, then empties its inboxes: either it
+        // finds our task, or we see the phase.
+        if self.phase() == Phase::Closed {
+            self.workers[worker].drop_inbox();
+        } else {
+            self.wake_one();
+        }
+        self.end_use();
+    }
+
+    /// Keeps this in memory until [`Shared::end_use`].
+    pub(crate) fn begin_use(&'static self) {
+        self.count(|count| &count.uses_begun);
+    }
+
+    pub(crate) fn end_use(&'static self) {
+        self.count(|count| &count.uses_ended);
+    }
+
+    /// Wakes a sleeper unless somebody searches already. Call after publishing work.
+    pub(crate) fn wake_one(&self) {
+        if let Some(worker) = self.idle.notify() {
+            self.unpark(worker);
+        }
+    }
+
+    pub(crate) fn unpark(&self, worker: usize) {
+        if let Some(thread) = self.workers[worker].thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Whether any queue holds an item: exact for what was published before.
+    pub(crate) fn work_waits(&self) -> bool {
+        let mut hot = self.ready.hot();
+        while hot != 0 {
+            let priority = hot.trailing_zeros() as u8;
+            hot &= hot - 1;
+            if self.workers.iter().any(|worker| worker.occupied(priority)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    pub(crate) fn task_created(&'static self) {
+        self.count(|count| &count.created);
+    }
+
+    pub(crate) fn task_finished(&'static self) {
+        self.count(|count| &count.finished);
+        self.notice_drained();
+    }
+
+    /// The last access that a task makes to this.
+    pub(crate) fn task_destroyed(&'static self) {
+        self.count(|count| &count.destroyed);
+    }
+
+    fn count(&'static self, which: impl Fn(&TaskCount) -> &AtomicU64) {
+        Local::with_current(self, |local| match local {
+            // ORDERING: release, so that whoever frees this after reading the counts does so after the task's accesses.
+            Some(local) => {
+                let count = which(&self.workers[local.index()].tasks);
+                count.store(count.load(Ordering::Relaxed) + 1, Ordering::Release);
+            }
+            None => _ = which(self.outside_count()).fetch_add(1, Ordering::Release),
+        });
+    }
+
+    /// Tasks whose future has not ended. Exact once nothing is created any more.
+    pub(crate) fn unfinished_tasks(&self) -> u64 {
+        self.difference(|count| &count.created, |count| &count.finished)
+    }
+
+    /// Whether no task can reach this any more, given that nothing is created any more.
+    fn is_unreachable(&self) -> bool {
+        self.difference(|count| &count.created, |count| &count.destroyed) == 0
+            && self.difference(|count| &count.uses_begun, |count| &count.uses_ended) == 0
+    }
+
+    fn difference(
+        &self,
+        begun: impl Fn(&TaskCount) -> &AtomicU64,
+        ended: impl Fn(&TaskCount) -> &AtomicU64,
+    ) -> u64 {
+        let counts = || self.workers.iter().map(|worker| &*worker.tasks).chain(self.outside.iter().map(|count| &**count));
+        // Ended first: what is counted as ended had begun before, so the difference is never too small.
+        let ended: u64 = counts().map(|count| ended(count).load(Ordering::Acquire)).sum();
+        let begun: u64 = counts().map(|count| begun(count).load(Ordering::Acquire)).sum();
+        begun.saturating_sub(ended)
+    }
+
+    /// While draining: tells the waiter if no task is left.
+    pub(crate) fn notice_drained(&self) {
+        if self.phase() != Phase::Open {
+            // ORDERING: of two threads that each end a task last, one sees the other's count.
+            fence(Ordering::SeqCst);
+            if self.unfinished_tasks() == 0 {
+                self.changed.notify(usize::MAX);
+            }
+        }
+    }
+
+    fn outside_count(&self) -> &TaskCount {
+        &self.outside[thread_number() % OUTSIDE_SHARDS]
+    }
+
+    pub(crate) fn add_user(&self) {
+        self.users.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The handle or a thread is done with this. The caller must not touch it afterwards.
+    pub(crate) fn release(&'static self) {
+        if self.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            retire(Some(self));
+        }
+    }
+}
+
+/// Frees executors that have ended and whose last task is gone; `ended` has just ended.
+///
+/// A task survives its executor while something holds its waker; such an executor waits in the graveyard for a later
+/// call, which every executor that is made or ends performs.
+pub(crate) fn retire(ended: Option<&'static Shared>) {
+    static GRAVEYARD: Mutex<Vec<&'static Shared>> = Mutex::new(Vec::new());
+    let mut graveyard = GRAVEYARD.lock().unwrap_or_else(PoisonError::into_inner);
+    graveyard.extend(ended);
+    let (dead, waiting): (Vec<_>, Vec<_>) = graveyard.drain(..).partition(|shared| shared.is_unreachable());
+    *graveyard = waiting;
+    drop(graveyard);
+    for shared in dead {
+        // SAFETY: made by `Box::leak` in `Executor`. No user is left (only then is it in the graveyard), so no new task
+        // can be made, and every task was destroyed; `task_destroyed` is a task's last access and its count was acquired
+        // by `is_unreachable`, as are those of pushes from outside. Taken out of the graveyard under its lock, so this
+        // happens once.
+        #[allow(unsafe_code)]
+        drop(unsafe { Box::from_raw(std::ptr::from_ref(shared).cast_mut()) });
+    }
+}
+
+impl Remote {
+    fn new() -> Self {
+        Self {
+            inboxes: (0..PRIORITIES).map(|_| OnceLock::new()).collect(),
+            stealers: (0..PRIORITIES).map(|_| OnceLock::new()).collect(),
+            timers: Timers::new(),
+            thread: OnceLock::new(),
+            tasks: CachePadded::default(),
+            counters: CachePadded::default(),
+        }
+    }
+
+    fn inbox(&self, priority: u8) -> &SegQueue<Runnable> {
+        self.inboxes[usize::from(priority)].get_or_init(Box::default)
+    }
+
+    /// Whether this worker's deque or inbox of `priority` holds something.
+    pub(crate) fn occupied(&self, priority: u8) -> bool {
+        let priority = usize::from(priority);
+        self.inboxes[priority].get().is_some_and(|inbox| !inbox.is_empty())
+            || self.stealers[priority].get().is_some_and(|stealer| !stealer.is_empty())
+    }
+
+    pub(crate) fn any_inbox_occupied(&self) -> bool {
+        self.inboxes.iter().filter_map(OnceLock::get).any(|inbox| !inbox.is_empty())
+    }
+
+    pub(crate) fn drop_inbox(&self) {
+        for inbox in self.inboxes.iter().filter_map(OnceLock::get) {
+            while let Some(runnable) = inbox.pop() {
+                drop(runnable);
+            }
+        }
+    }
+}
+
+/// A small number of its own for each thread.
+pub(crate) fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|number| *number)
+}
+
+/// The worker that gets this outside thread's next push: the same for a while (its lines stay warm), then the next one,
+/// so that a lone producer feeds them all.
+fn sticky_worker(workers: usize) -> usize {
+    const PUSHES: usize = 32;
+    thread_local! {
+        static PUSHED: Cell<usize> = const { Cell::new(0) };
+    }
+    let pushed = PUSHED.with(|pushed| pushed.replace(pushed.get().wrapping_add(1)));
+    (thread_number() + pushed / PUSHES) % workers
+}

@@ -1,0 +1,105 @@
+//! A worker's timers: the wheel behind a lock, and the next deadline where its owner can see it without one.
+//!
+//! The lock is nearly always the owner's and uncontended (about 10 ns). It is there so that a future which moved may
+//! cancel its timer, outside threads may set one, and the watch may fire what a stuck owner can not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use super::shared::{Shared, thread_number};
+use super::wheel::{Wheel, WheelKey};
+use super::worker::Local;
+use crate::clock::Tick;
+
+#[derive(Debug)]
+pub(crate) struct Timers {
+    wheel: Mutex<Wheel>,
+    /// The wheel's next deadline in ticks of the clock, `u64::MAX` if it is empty. Written under the lock.
+    next: AtomicU64,
+}
+
+/// Names a set timer of an executor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TimerKey {
+    worker: u16,
+    key: WheelKey,
+}
+
+impl Timers {
+    pub(crate) fn new() -> Self {
+        Self { wheel: Mutex::new(Wheel::new()), next: AtomicU64::new(u64::MAX) }
+    }
+
+    /// The next deadline. Takes the lock: for a worker about to sleep, which must see every timer set before its sleep
+    /// bit was read.
+    pub(crate) fn next_deadline(&self) -> Option<Tick> {
+        self.lock().next_deadline()
+    }
+
+    /// Whether a timer is due at `now`, or `Tick::NEVER` for "is any set": a load, for the dispatch loop.
+    pub(crate) fn next_hint(&self) -> Tick {
+        Tick::from_nanos(self.next.load(Ordering::Relaxed))
+    }
+
+    /// Takes out the wakers of all timers due at `now`.
+    pub(crate) fn take_due(&self, now: Tick, due: &mut Vec<Waker>) {
+        let mut wheel = self.lock();
+        wheel.advance(now, due);
+        self.publish(&wheel);
+    }
+
+    /// Takes out every waker: the executor is closed and fires no more timers.
+    pub(crate) fn take_all(&self) -> Vec<Waker> {
+        let mut wheel = self.lock();
+        let wakers = wheel.clear();
+        self.publish(&wheel);
+        wakers
+    }
+
+    fn publish(&self, wheel: &Wheel) {
+        let next = wheel.next_deadline().unwrap_or(Tick::NEVER).as_nanos();
+        if next != self.next.load(Ordering::Relaxed) {
+            self.next.store(next, Ordering::Relaxed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wheel> {
+        // Nothing under this lock can panic half-way; should it have, the wheel is still consistent.
+        self.wheel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Sets a timer on the calling worker's wheel, or from outside on some worker's.
+    pub(crate) fn set_timer(&'static self, deadline: Tick, waker: Waker) -> TimerKey {
+        let own = Local::with_current(self, |local| local.map(Local::index));
+        let worker = own.unwrap_or_else(|| thread_number() % self.workers.len());
+        let timers = &self.workers[worker].timers;
+        let (key, first) = {
+            let mut wheel = timers.lock();
+            let before = timers.next_hint();
+            let key = wheel.insert(deadline, waker);
+            timers.publish(&wheel);
+            (key, timers.next_hint() < before)
+        };
+        // The owner reads its wheel under the lock after setting its sleep bit. If it read before our insertion, its bit
+        // was set before our lock, and we see it here.
+        if own.is_none() && first && self.idle.claim_sleeper(worker) {
+            self.unpark(worker);
+        }
+        TimerKey { worker: worker as u16, key }
+    }
+
+    /// Has a set timer wake another waker. False if it has fired.
+    pub(crate) fn rewake_timer(&self, timer: TimerKey, waker: &Waker) -> bool {
+        self.workers[usize::from(timer.worker)].timers.lock().set_waker(timer.key, waker)
+    }
+
+    pub(crate) fn cancel_timer(&self, timer: TimerKey) {
+        let timers = &self.workers[usize::from(timer.worker)].timers;
+        // The published deadline stays: at worst the owner looks once for nothing.
+        let waker = timers.lock().cancel(timer.key);
+        drop(waker);
+    }
+}

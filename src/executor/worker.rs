@@ -1,0 +1,446 @@
+//! A worker: its own queues, the choice of what runs next, and the loop that a thread drives.
+//!
+//! Strict priority: before it starts a task of priority p, a worker looks whether any worker has a better one and takes
+//! that. It looks at others only for strictly better work, or when it has none. Each call of [`Local::next_task`] is one
+//! step without waiting, so a simulation can drive the same code on one thread. Sleeping follows `park`.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::marker::PhantomData;
+use std::sync::atomic::{Ordering, fence};
+use std::task::Waker;
+use std::time::Duration;
+
+use crossbeam_deque::{Steal, Worker as Deque};
+
+use super::park::Asleep;
+use super::shared::{PRIORITIES, Phase, Shared};
+use super::task::Runnable;
+use crate::clock::Tick;
+
+/// Priorities below this are latency lanes: thieves take one item at a time, since half a queue taken by one worker would
+/// wait behind it.
+const LATENCY_PRIORITIES: u8 = 2;
+
+/// Bounds of how long the last searcher looks before it sleeps; adapts between them. A wake-up costs its caller about
+/// 7 us and arrives 18 us later on the machine of the design, which is what the search may cost to save one.
+const SEARCH_MIN: Duration = Duration::from_micros(2);
+const SEARCH_MAX: Duration = Duration::from_micros(50);
+
+thread_local! {
+    static CURRENT: Cell<*const Local> = const { Cell::new(std::ptr::null()) };
+}
+
+/// A worker's own side; never leaves its thread.
+#[derive(Debug)]
+pub(crate) struct Local {
+    shared: &'static Shared,
+    index: usize,
+    deques: Box<[OnceCell<Deque<Runnable>>]>,
+    /// Bit p: deque p may hold something. Kept apart from the shared mask, which a thief may clear without seeing a push
+    /// that has just happened.
+    nonempty: Cell<u64>,
+    /// Dispatches so far; alternates deque and inbox.
+    tick: Cell<u32>,
+    /// Priority of the task being polled.
+    running: Cell<u8>,
+    random: Cell<u64>,
+    due: RefCell<Vec<Waker>>,
+    _not_sync: PhantomData<*const ()>,
+}
+
+impl Local {
+    pub(crate) fn new(shared: &'static Shared, index: usize, seed: u64) -> Self {
+        Self {
+            shared,
+            index,
+            deques: (0..PRIORITIES).map(|_| OnceCell::new()).collect(),
+            nonempty: Cell::new(0),
+            tick: Cell::new(0),
+            running: Cell::new(0),
+            random: Cell::new(seed | 1),
+            due: RefCell::new(Vec::new()),
+            _not_sync: PhantomData,
+        }
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Runs `f` with the calling thread's worker, if it is one.
+    pub(crate) fn with_any<T>(f: impl FnOnce(Option<&Self>) -> T) -> T {
+        let local = CURRENT.with(Cell::get);
+        // SAFETY: the pointer is set by `enter` for as long as the guard lives, which borrows the worker; it is thread
+        // local, and only shared references are made from it.
+        #[allow(unsafe_code)]
+        let local = unsafe { local.as_ref() };
+        f(local)
+    }
+
+    /// Runs `f` with the calling thread's worker, if it is one of `shared`.
+    pub(crate) fn with_current<T>(shared: &'static Shared, f: impl FnOnce(Option<&Self>) -> T) -> T {
+        Self::with_any(|local| f(local.filter(|local| std::ptr::eq(local.shared, shared))))
+    }
+
+    /// Makes this the calling thread's worker until the guard is dropped.
+    pub(crate) fn enter(&self) -> Entered<'_> {
+        Entered { before: CURRENT.with(|current| current.replace(self)), _local: PhantomData }
+    }
+
+    pub(crate) fn shared(&self) -> &'static Shared {
+        self.shared
+    }
+
+    /// Whether better work waits than the task being polled. Loads only.
+    pub(crate) fn should_yield(&self) -> bool {
+        let better = (1u64 << self.running.get()) - 1;
+        (self.nonempty.get() | self.shared.ready.available(self.index) | self.shared.ready.hot()) & better != 0
+    }
+
+    /// Queues a new task of the one being polled. A sleeper is woken for it, since the current poll may be long.
+    pub(crate) fn push_new(&self, priority: u8, runnable: Runnable) {
+        self.push(priority, runnable);
+        self.wake_for_local_work();
+    }
+
+    /// Queues a task woken by the one being polled. Alone in its queue it most likely runs here at once, and waking a
+    /// sleeper for it would cost more than it brings; awake workers see it either way.
+    pub(crate) fn push_woken(&self, priority: u8, runnable: Runnable) {
+        if self.push(priority, runnable) > 1 {
+            self.wake_for_local_work();
+        }
+    }
+
+    fn push(&self, priority: u8, runnable: Runnable) -> usize {
+        let deque = self.deque(priority);
+        deque.push(runnable);
+        self.nonempty.set(self.nonempty.get() | 1 << priority);
+        if !self.alone() {
+            self.shared.ready.announce_local(self.index, priority);
+        }
+        deque.len()
+    }
+
+    /// The next task to poll: the best there is. None if there is none at this moment.
+    pub(crate) fn next_task(&self) -> Option<Runnable> {
+        self.tick.set(self.tick.get().wrapping_add(1));
+        let ready = &self.shared.ready;
+        loop {
+            let available = ready.available(self.index);
+            let own = self.nonempty.get() | available;
+            if !self.alone() {
+                self.announce_again(self.nonempty.get() & !available);
+                let better = match own.trailing_zeros() {
+                    64 => u64::MAX,
+                    best => (1 << best) - 1,
+                };
+                let better = ready.hot() & better;
+                if better != 0
+                    && let Some(task) = self.steal_best(better, own == 0)
+                {
+                    return Some(task);
+                }
+            }
+            if own == 0 {
+                return None;
+            }
+            let priority = own.trailing_zeros() as u8;
+            if let Some(task) = self.take_own(priority) {
+                return Some(task);
+            }
+            self.nonempty.set(self.nonempty.get() & !(1 << priority));
+            ready.retract(self.index, priority, || self.remote().occupied(priority));
+        }
+    }
+
+    /// Polls a task.
+    pub(crate) fn run(&self, task: Runnable) {
+        self.running.set(task.metadata().priority);
+        self.remote().counters.polls.add(1);
+        task.run();
+    }
+
+    /// Fires the timers that are due.
+    pub(crate) fn fire_timers(&self) {
+        let timers = &self.remote().timers;
+        let next = timers.next_hint();
+        if next == Tick::NEVER {
+            return;
+        }
+        let now = self.shared.clock.now();
+        if now < next {
+            return;
+        }
+        let mut due = self.due.take();
+        timers.take_due(now, &mut due);
+        self.remote().counters.timers.add(due.len() as u64);
+        for waker in due.drain(..) {
+            super::wake_contained(waker);
+        }
+        self.due.replace(due);
+    }
+
+    /// The loop of a worker's thread: runs until the executor is closed.
+    pub(crate) fn drive(&self) {
+        let entered = self.enter();
+        let idle = &self.shared.idle;
+        let mut search = Search::new();
+        // Whether this worker is counted as searching in `idle`.
+        let mut searching = false;
+        while self.shared.phase() != Phase::Closed {
+            self.fire_timers();
+            match self.next_task() {
+                Some(task) => {
+                    if searching {
+                        searching = false;
+                        search.found();
+                        // Publishers relied on us while we searched: hand the search on if there is more.
+                        if idle.end_search() && self.shared.work_waits() {
+                            self.wake_one();
+                        }
+                    } else {
+                        self.wake_for_local_work_waiting();
+                    }
+                    self.run(task);
+                }
+                None if !searching => {
+                    idle.begin_search();
+                    searching = true;
+                    search.begin(self.shared.clock.now());
+                }
+                None if !self.alone() && search.goes_on(|| self.shared.clock.now()) => std::hint::spin_loop(),
+                None => {
+                    self.sleep();
+                    search.begin(self.shared.clock.now());
+                }
+            }
+        }
+        if searching {
+            let _last = idle.end_search();
+        }
+        self.drop_queued();
+        drop(entered);
+    }
+
+    /// Sleeps until claimed by a notifier or until the next timer. Called while searching, and leaves searching.
+    fn sleep(&self) {
+        let idle = &self.shared.idle;
+        idle.begin_sleep(self.index);
+        if self.work_for_me() {
+            idle.cancel_sleep(self.index);
+            return;
+        }
+        self.remote().counters.parks.add(1);
+        let deadline = self.remote().timers.next_deadline();
+        while idle.asleep(self.index) == Asleep::Park {
+            if self.shared.phase() != Phase::Open && self.leave_bed() {
+                return idle.cancel_sleep(self.index);
+            }
+            match deadline.map(|deadline| deadline.since(self.shared.clock.now())) {
+                None => std::thread::park(),
+                Some(Duration::ZERO) => return idle.cancel_sleep(self.index),
+                Some(left) => std::thread::park_timeout(left),
+            }
+        }
+    }
+
+    /// While the executor shuts down: whether to stop sleeping.
+    fn leave_bed(&self) -> bool {
+        self.shared.notice_drained();
+        self.shared.phase() == Phase::Closed
+    }
+
+    /// Whether there is anything this worker could run.
+    fn work_for_me(&self) -> bool {
+        self.shared.work_waits() || self.remote().any_inbox_occupied() || self.shared.phase() == Phase::Closed
+    }
+
+    /// Drops what is queued: the executor is closed.
+    pub(crate) fn drop_queued(&self) {
+        // ORDERING: pairs with the fence in `Shared::push_outside`, see there.
+        fence(Ordering::SeqCst);
+        // Sleepers outside of this executor learn from their next poll that it is closed.
+        self.remote().timers.take_all().into_iter().for_each(super::wake_contained);
+        // A destructor may wake further tasks onto these queues.
+        loop {
+            self.remote().drop_inbox();
+            let Some(task) = self.deques.iter().filter_map(OnceCell::get).find_map(Deque::pop) else { break };
+            drop(task);
+        }
+    }
+
+    fn take_own(&self, priority: u8) -> Option<Runnable> {
+        let deque = || self.deques[usize::from(priority)].get().and_then(Deque::pop);
+        let inbox = || self.remote().inboxes[usize::from(priority)].get().and_then(|inbox| inbox.pop());
+        // In turns, so that neither local nor outside work waits for the other to dry up.
+        if self.tick.get() & 1 == 0 { deque().or_else(inbox) } else { inbox().or_else(deque) }
+    }
+
+    /// Takes the best task of the given priorities from other workers.
+    #[cold]
+    fn steal_best(&self, mut priorities: u64, idle: bool) -> Option<Runnable> {
+        while priorities != 0 {
+            let priority = priorities.trailing_zeros() as u8;
+            priorities &= priorities - 1;
+            let stolen = self.victims().find_map(|victim| self.steal(victim, priority, idle));
+            if stolen.is_some() {
+                self.remote().counters.steals.add(1);
+                return stolen;
+            }
+            self.shared.ready.retract_hot(priority);
+        }
+        None
+    }
+
+    fn steal(&self, victim: usize, priority: u8, idle: bool) -> Option<Runnable> {
+        let ready = &self.shared.ready;
+        if ready.available(victim) & (1 << priority) == 0 {
+            return None;
+        }
+        let remote = &self.shared.workers[victim];
+        // A worker with work of its own takes just the better item; an idle one takes a share of bulk work.
+        let bulk = idle && priority >= LATENCY_PRIORITIES;
+        let inbox = remote.inboxes[usize::from(priority)].get();
+        if let Some(task) = inbox.and_then(|inbox| inbox.pop()) {
+            return Some(task);
+        }
+        if let Some(stealer) = remote.stealers[usize::from(priority)].get() {
+            loop {
+                let steal = if bulk {
+                    stealer.steal_batch_and_pop(self.deque(priority))
+                } else {
+                    stealer.steal()
+                };
+                match steal {
+                    Steal::Retry => std::hint::spin_loop(),
+                    Steal::Empty => break,
+                    Steal::Success(task) => {
+                        if bulk && !self.deque(priority).is_empty() {
+                            self.nonempty.set(self.nonempty.get() | 1 << priority);
+                            ready.announce_local(self.index, priority);
+                        }
+                        return Some(task);
+                    }
+                }
+            }
+        }
+        ready.retract(victim, priority, || remote.occupied(priority));
+        None
+    }
+
+    /// The other workers, from a random one on.
+    fn victims(&self) -> impl Iterator<Item = usize> + use<> {
+        let (workers, own) = (self.shared.workers.len(), self.index);
+        let start = self.random() as usize % workers;
+        (0..workers).map(move |i| (start + i) % workers).filter(move |victim| *victim != own)
+    }
+
+    /// A thief's clearing of a mask may have missed a local push, which goes without a fence.
+    fn announce_again(&self, mut hidden: u64) {
+        while hidden != 0 {
+            let priority = hidden.trailing_zeros() as u8;
+            hidden &= hidden - 1;
+            if self.deques[usize::from(priority)].get().is_some_and(|deque| !deque.is_empty()) {
+                self.shared.ready.announce_local(self.index, priority);
+            } else {
+                self.nonempty.set(self.nonempty.get() & !(1 << priority));
+            }
+        }
+    }
+
+    fn wake_for_local_work(&self) {
+        if !self.shared.idle.nobody_to_wake() {
+            self.wake_one();
+        }
+    }
+
+    /// At a dispatch: a sleeper that missed a local push (which goes without a fence) is woken if work is left over.
+    fn wake_for_local_work_waiting(&self) {
+        if !self.shared.idle.nobody_to_wake() && self.deques.iter().filter_map(OnceCell::get).any(|d| !d.is_empty()) {
+            self.wake_one();
+        }
+    }
+
+    fn wake_one(&self) {
+        if let Some(worker) = self.shared.idle.notify() {
+            self.remote().counters.wakes.add(1);
+            self.shared.unpark(worker);
+        }
+    }
+
+    fn deque(&self, priority: u8) -> &Deque<Runnable> {
+        self.deques[usize::from(priority)].get_or_init(|| {
+            let deque = Deque::new_fifo();
+            // Set once, here, by the only owner.
+            let _ = self.remote().stealers[usize::from(priority)].set(deque.stealer());
+            deque
+        })
+    }
+
+    fn remote(&self) -> &'static super::shared::Remote {
+        &self.shared.workers[self.index]
+    }
+
+    /// One worker needs no masks, no thieves and no search.
+    fn alone(&self) -> bool {
+        self.shared.workers.len() == 1
+    }
+
+    fn random(&self) -> u64 {
+        // xorshift64: only spreads thieves over victims.
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x
+    }
+}
+
+/// See [`Local::enter`].
+#[derive(Debug)]
+pub(crate) struct Entered<'a> {
+    before: *const Local,
+    _local: PhantomData<&'a Local>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        CURRENT.with(|current| current.set(self.before));
+    }
+}
+
+/// How long to look for work before sleeping: long while that finds some, short while it does not.
+#[derive(Debug)]
+struct Search {
+    budget: Duration,
+    until: Tick,
+    rounds: u32,
+}
+
+impl Search {
+    fn new() -> Self {
+        Self { budget: SEARCH_MIN, until: Tick::from_nanos(0), rounds: 0 }
+    }
+
+    fn begin(&mut self, now: Tick) {
+        self.until = now.plus(self.budget);
+        self.rounds = 0;
+    }
+
+    fn found(&mut self) {
+        self.budget = (self.budget * 2).min(SEARCH_MAX);
+    }
+
+    /// Whether to look once more; gives up, and looks for a shorter time next, when the budget is used up.
+    fn goes_on(&mut self, now: impl FnOnce() -> Tick) -> bool {
+        // Reading the clock costs as much as a look at the masks.
+        const ROUNDS_PER_LOOK: u32 = 16;
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds % ROUNDS_PER_LOOK != 0 || now() < self.until {
+            return true;
+        }
+        self.budget = (self.budget / 2).max(SEARCH_MIN);
+        false
+    }
+}

@@ -1,0 +1,51 @@
+//! Identifiers.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Identifies a command within this process.
+///
+/// Ids are unique and cheap: a thread takes a block of numbers at a time, so two commands submitted one after the other
+/// by different threads may have ids in either order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(u64);
+
+impl CommandId {
+    /// Numbers that a thread takes from the shared counter at a time: one shared write per this many commands.
+    const BLOCK: u64 = 1024;
+
+    pub(crate) fn next() -> Self {
+        static NEXT_BLOCK: AtomicU64 = AtomicU64::new(1);
+        thread_local! {
+            static BLOCK: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+        }
+        BLOCK.with(|block| {
+            let (mut next, mut end) = block.get();
+            if next == end {
+                next = NEXT_BLOCK.fetch_add(Self::BLOCK, Ordering::Relaxed);
+                end = next + Self::BLOCK;
+            }
+            block.set((next + 1, end));
+            Self(next)
+        })
+    }
+
+    /// The number behind the id.
+    #[must_use]
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}", self.0)
+    }
+}
+
+impl fmt::Debug for CommandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CommandId({})", self.0)
+    }
+}
