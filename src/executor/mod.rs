@@ -32,9 +32,10 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+pub(crate) use park::MAX_WORKERS;
 pub use stats::{ShutdownReport, WorkerStats};
-pub(crate) use task::{Runnable, TaskRef, panic_message};
 pub use task::{Cancel, Task, TaskError};
+pub(crate) use task::{Runnable, TaskRef, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
 pub(crate) use watch::Watched;
 pub(crate) use worker::Local;
@@ -132,6 +133,16 @@ impl ExecutorBuilder {
 }
 
 impl Executor {
+    /// Closes the executor: polls that run finish, everything else is cancelled.
+    pub(crate) fn close(&self) {
+        self.shared().enter_phase(Phase::Closed);
+    }
+
+    /// As the free [`timeout`], with a timer of this executor wherever it is called.
+    pub(crate) fn timeout<F: Future>(&self, duration: Duration, future: F) -> Timeout<F> {
+        Timeout::on(self.shared(), duration, future)
+    }
+
     /// Configures an executor of its own. Most programs want [`Executor::global`].
     pub fn builder() -> ExecutorBuilder {
         ExecutorBuilder { workers: None, pin: true }

@@ -231,12 +231,9 @@ impl Shared {
             && self.difference(|count| &count.uses_begun, |count| &count.uses_ended) == 0
     }
 
-    fn difference(
-        &self,
-        begun: impl Fn(&TaskCount) -> &AtomicU64,
-        ended: impl Fn(&TaskCount) -> &AtomicU64,
-    ) -> u64 {
-        let counts = || self.workers.iter().map(|worker| &*worker.tasks).chain(self.outside.iter().map(|count| &**count));
+    fn difference(&self, begun: impl Fn(&TaskCount) -> &AtomicU64, ended: impl Fn(&TaskCount) -> &AtomicU64) -> u64 {
+        let counts =
+            || self.workers.iter().map(|worker| &*worker.tasks).chain(self.outside.iter().map(|count| &**count));
         // Ended first: what is counted as ended had begun before, so the difference is never too small.
         let ended: u64 = counts().map(|count| ended(count).load(Ordering::Acquire)).sum();
         let begun: u64 = counts().map(|count| begun(count).load(Ordering::Acquire)).sum();

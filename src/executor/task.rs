@@ -231,15 +231,13 @@ where
     shared.task_created();
     let meta = Meta { shared, priority, life: Life::new(admitted), early: AtomicWaker::new() };
     // The metadata stays where it is from here on: in the cell.
-    let (runnable, cell) = async_task::Builder::new()
-        .metadata(meta)
-        .spawn(
-            move |meta: &Meta| {
-                let task = TaskRef(NonNull::from(meta));
-                Contain { future: Some(make(task)), task }
-            },
-            schedule,
-        );
+    let (runnable, cell) = async_task::Builder::new().metadata(meta).spawn(
+        move |meta: &Meta| {
+            let task = TaskRef(NonNull::from(meta));
+            Contain { future: Some(make(task)), task }
+        },
+        schedule,
+    );
     let meta = TaskRef(NonNull::from(runnable.metadata()));
     (runnable, Task { cell: Some(cell.fallible()), meta })
 }

@@ -21,8 +21,11 @@ use crate::clock::Tick;
 /// `block_on`) it belongs to [`Executor::global`]. It ends early if that executor is closed, since nobody would wake it.
 /// Cancel-safe: dropping the future cancels the timer.
 pub fn sleep(duration: Duration) -> Sleep {
-    let shared = Local::with_any(|local| local.map(Local::shared)).unwrap_or_else(|| Executor::global().shared());
-    Sleep::until(shared, shared.clock.now().plus(duration))
+    Sleep::on(current(), duration)
+}
+
+fn current() -> &'static Shared {
+    Local::with_any(|local| local.map(Local::shared)).unwrap_or_else(|| Executor::global().shared())
 }
 
 /// Runs `future` for at most `duration`, counted from this call; then drops it.
@@ -31,7 +34,7 @@ pub fn sleep(duration: Duration) -> Sleep {
 ///
 /// [`Elapsed`] if the time ran out first. A future that is ready in the same poll wins.
 pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
-    Timeout { future, sleep: sleep(duration), duration }
+    Timeout::on(current(), duration, future)
 }
 
 /// Future of [`sleep`].
@@ -44,6 +47,10 @@ pub struct Sleep {
 }
 
 impl Sleep {
+    fn on(shared: &'static Shared, duration: Duration) -> Self {
+        Self::until(shared, shared.clock.now().plus(duration))
+    }
+
     pub(crate) fn until(shared: &'static Shared, deadline: Tick) -> Self {
         shared.begin_use();
         Self { shared, deadline, timer: None }
@@ -93,6 +100,12 @@ pin_project! {
         #[pin]
         sleep: Sleep,
         duration: Duration,
+    }
+}
+
+impl<F> Timeout<F> {
+    pub(super) fn on(shared: &'static Shared, duration: Duration, future: F) -> Self {
+        Self { future, sleep: Sleep::on(shared, duration), duration }
     }
 }
 

@@ -306,11 +306,7 @@ impl Local {
         }
         if let Some(stealer) = remote.stealers[usize::from(priority)].get() {
             loop {
-                let steal = if bulk {
-                    stealer.steal_batch_and_pop(self.deque(priority))
-                } else {
-                    stealer.steal()
-                };
+                let steal = if bulk { stealer.steal_batch_and_pop(self.deque(priority)) } else { stealer.steal() };
                 match steal {
                     Steal::Retry => std::hint::spin_loop(),
                     Steal::Empty => break,

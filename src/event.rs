@@ -1,0 +1,401 @@
+//! Events: what happened in a queue, told to whoever subscribed.
+//!
+//! An emitter without subscribers costs one load per transition; nothing is built. With subscribers, a transition is
+//! stored as a small typed value and becomes a [`LaneEvent`], with the seed's keys and fields, in the subscriber.
+//! A subscriber that falls behind loses the oldest events and is told how many, in their place.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_broadcast::{InactiveReceiver, Receiver, RecvError, Sender};
+use chrono::{DateTime, Utc};
+use futures_core::Stream;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use thiserror::Error;
+
+use crate::clock::wall_now;
+use crate::id::CommandId;
+
+/// Names an event, for example `queue.command.completed`.
+pub type EventKey = Cow<'static, str>;
+
+/// The keys of the events that queues emit.
+pub mod events {
+    /// A lane has as many commands waiting as its pressure threshold. Field: `lane_id`.
+    pub const QUEUE_LANE_PRESSURE: &str = "queue.lane.pressure";
+    /// Nothing waits any more in a lane that was under pressure. Field: `lane_id`.
+    pub const QUEUE_LANE_IDLE: &str = "queue.lane.idle";
+    /// A command was accepted. Fields: `lane_id`, `command_id`, `command_type`, as for all command events.
+    pub const QUEUE_COMMAND_SUBMITTED: &str = "queue.command.submitted";
+    /// A command began to run.
+    pub const QUEUE_COMMAND_STARTED: &str = "queue.command.started";
+    /// A command returned a value.
+    pub const QUEUE_COMMAND_COMPLETED: &str = "queue.command.completed";
+    /// A command returned an error or panicked. Also field `error`.
+    pub const QUEUE_COMMAND_FAILED: &str = "queue.command.failed";
+    /// A command was given up at its deadline and has stopped. Also fields `error`, `timeout_ms`.
+    pub const QUEUE_COMMAND_TIMEOUT: &str = "queue.command.timeout";
+    /// A command was cancelled and has stopped, or never starts.
+    pub const QUEUE_COMMAND_CANCELLED: &str = "queue.command.cancelled";
+    /// The queue accepts no more commands.
+    pub const QUEUE_SHUTDOWN_STARTED: &str = "queue.shutdown.started";
+    /// After the above: every accepted command has settled.
+    pub const QUEUE_SHUTDOWN_COMPLETE: &str = "queue.shutdown.complete";
+    /// This subscriber was too slow and lost events. Field: `missed`.
+    pub const QUEUE_EVENTS_LAGGED: &str = "queue.events.lagged";
+}
+
+/// What an event says, as data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EventPayload {
+    /// Nothing but its key.
+    Empty,
+    /// A text.
+    String(String),
+    /// Fields by name.
+    Map(HashMap<String, serde_json::Value>),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LaneEvent {
+    /// What kind of thing; see [`events`].
+    pub key: EventKey,
+    /// Its fields.
+    pub payload: EventPayload,
+    /// When, by the wall clock.
+    pub timestamp: DateTime<Utc>,
+    #[serde(skip)]
+    transition: Option<Transition>,
+}
+
+impl LaneEvent {
+    /// An event that happens now.
+    pub fn new(key: impl Into<EventKey>, payload: EventPayload) -> Self {
+        Self { key: key.into(), payload, timestamp: wall_now(), transition: None }
+    }
+
+    /// An event without fields.
+    pub fn empty(key: impl Into<EventKey>) -> Self {
+        Self::new(key, EventPayload::Empty)
+    }
+
+    /// An event with a text.
+    pub fn with_string(key: impl Into<EventKey>, message: impl Into<String>) -> Self {
+        Self::new(key, EventPayload::String(message.into()))
+    }
+
+    /// An event with fields.
+    pub fn with_map(key: impl Into<EventKey>, map: HashMap<String, serde_json::Value>) -> Self {
+        Self::new(key, EventPayload::Map(map))
+    }
+
+    /// The typed form of an event that a queue emitted; none for one made by hand.
+    #[must_use]
+    pub fn transition(&self) -> Option<&Transition> {
+        self.transition.as_ref()
+    }
+}
+
+/// The command that an event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CommandInfo {
+    /// The lane it was submitted to.
+    pub lane_id: Arc<str>,
+    /// Its id, as [`Ticket::id`](crate::Ticket::id).
+    pub command_id: CommandId,
+    /// What [`Command::command_type`](crate::Command::command_type) said.
+    pub command_type: Arc<str>,
+}
+
+impl CommandInfo {
+    pub(crate) fn new(lane_id: &Arc<str>, command_id: CommandId, command_type: &str) -> Self {
+        Self { lane_id: Arc::clone(lane_id), command_id, command_type: command_type.into() }
+    }
+}
+
+/// A change of state of a command, a lane or a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transition {
+    /// Accepted.
+    Submitted(CommandInfo),
+    /// Began to run.
+    Started(CommandInfo),
+    /// Returned a value.
+    Completed(CommandInfo),
+    /// Returned an error, or panicked.
+    Failed {
+        /// Which.
+        command: CommandInfo,
+        /// What it said.
+        error: Arc<str>,
+    },
+    /// Given up at its deadline; the attempt has stopped.
+    TimedOut {
+        /// Which.
+        command: CommandInfo,
+        /// The time it had.
+        timeout: Duration,
+    },
+    /// Cancelled; it has stopped, or never starts.
+    Cancelled(CommandInfo),
+    /// A lane came under pressure.
+    Pressure {
+        /// Which.
+        lane_id: Arc<str>,
+    },
+    /// Nothing waits any more in a lane that was under pressure.
+    Idle {
+        /// Which.
+        lane_id: Arc<str>,
+    },
+    /// The queue accepts no more commands.
+    ShutdownStarted,
+    /// Every accepted command has settled after that.
+    ShutdownComplete,
+    /// The subscriber lost this many events.
+    Lagged(u64),
+}
+
+impl Transition {
+    /// Its key in [`events`].
+    #[must_use]
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::Submitted(_) => events::QUEUE_COMMAND_SUBMITTED,
+            Self::Started(_) => events::QUEUE_COMMAND_STARTED,
+            Self::Completed(_) => events::QUEUE_COMMAND_COMPLETED,
+            Self::Failed { .. } => events::QUEUE_COMMAND_FAILED,
+            Self::TimedOut { .. } => events::QUEUE_COMMAND_TIMEOUT,
+            Self::Cancelled(_) => events::QUEUE_COMMAND_CANCELLED,
+            Self::Pressure { .. } => events::QUEUE_LANE_PRESSURE,
+            Self::Idle { .. } => events::QUEUE_LANE_IDLE,
+            Self::ShutdownStarted => events::QUEUE_SHUTDOWN_STARTED,
+            Self::ShutdownComplete => events::QUEUE_SHUTDOWN_COMPLETE,
+            Self::Lagged(_) => events::QUEUE_EVENTS_LAGGED,
+        }
+    }
+
+    fn payload(&self) -> EventPayload {
+        let command = |command: &CommandInfo| {
+            vec![
+                ("lane_id", json!(&*command.lane_id)),
+                ("command_id", json!(command.command_id.to_string())),
+                ("command_type", json!(&*command.command_type)),
+            ]
+        };
+        let fields = match self {
+            Self::Submitted(info) | Self::Started(info) | Self::Completed(info) | Self::Cancelled(info) => {
+                command(info)
+            }
+            Self::Failed { command: info, error } => [command(info), vec![("error", json!(&**error))]].concat(),
+            Self::TimedOut { command: info, timeout } => {
+                let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                let error = crate::error::LaneError::Timeout(*timeout).to_string();
+                [command(info), vec![("error", json!(error)), ("timeout_ms", json!(timeout_ms))]].concat()
+            }
+            Self::Pressure { lane_id } | Self::Idle { lane_id } => vec![("lane_id", json!(&**lane_id))],
+            Self::ShutdownStarted | Self::ShutdownComplete => return EventPayload::Empty,
+            Self::Lagged(missed) => vec![("missed", json!(missed))],
+        };
+        EventPayload::Map(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    fn into_event(self, timestamp: DateTime<Utc>) -> LaneEvent {
+        LaneEvent { key: self.key().into(), payload: self.payload(), timestamp, transition: Some(self) }
+    }
+}
+
+/// What travels from emitter to subscriber.
+#[derive(Clone, Debug)]
+enum Emitted {
+    Transition(Transition, DateTime<Utc>),
+    Custom(LaneEvent),
+}
+
+/// Tells subscribers what happens. Clones share the subscribers.
+#[derive(Clone)]
+pub struct EventEmitter {
+    shared: Arc<Emitter>,
+}
+
+struct Emitter {
+    capacity: usize,
+    subscribers: AtomicUsize,
+    /// Made for the first subscriber: most emitters never have one.
+    channel: OnceLock<(Sender<Emitted>, InactiveReceiver<Emitted>)>,
+}
+
+impl EventEmitter {
+    /// An emitter that keeps up to `capacity` events for a subscriber that is behind; 0 counts as 1.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
+        Self { shared: Arc::new(Emitter { capacity, subscribers: AtomicUsize::new(0), channel: OnceLock::new() }) }
+    }
+
+    /// Sends an event of your own to all subscribers. Never waits.
+    pub fn emit(&self, event: LaneEvent) {
+        if self.is_observed() {
+            self.send(Emitted::Custom(event));
+        }
+    }
+
+    /// Receives every event emitted from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> EventReceiver {
+        let (_, inactive) = self.shared.channel.get_or_init(|| {
+            let (mut sender, receiver) = async_broadcast::broadcast(self.shared.capacity);
+            sender.set_overflow(true);
+            (sender, receiver.deactivate())
+        });
+        let receiver = inactive.activate_cloned();
+        self.shared.subscribers.fetch_add(1, Ordering::AcqRel);
+        EventReceiver { receiver: Box::pin(receiver), _subscription: Subscription(Arc::downgrade(&self.shared)) }
+    }
+
+    /// Receives the events that `filter` lets pass, and the notice of lost ones.
+    pub fn subscribe_filtered(&self, filter: impl Fn(&LaneEvent) -> bool + Send + Sync + 'static) -> EventStream {
+        EventStream { receiver: self.subscribe(), filter: Box::new(filter) }
+    }
+
+    /// Receives every event, as a stream.
+    #[must_use]
+    pub fn subscribe_stream(&self) -> EventStream {
+        self.subscribe_filtered(|_| true)
+    }
+
+    /// Whether anyone subscribed: nothing is built if not.
+    pub(crate) fn is_observed(&self) -> bool {
+        self.shared.subscribers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Emits the transition that `make` gives, if anyone listens.
+    pub(crate) fn observe(&self, make: impl FnOnce() -> Transition) {
+        if self.is_observed() {
+            self.send(Emitted::Transition(make(), wall_now()));
+        }
+    }
+
+    #[cold]
+    fn send(&self, event: Emitted) {
+        if let Some((sender, _)) = self.shared.channel.get() {
+            // Fails only if the last subscriber has just left.
+            let _ = sender.try_broadcast(event);
+        }
+    }
+}
+
+impl fmt::Debug for EventEmitter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventEmitter").field("capacity", &self.shared.capacity).finish_non_exhaustive()
+    }
+}
+
+/// Counts a subscriber for as long as it lives. Does not keep the emitter alive, so that its end is seen.
+struct Subscription(std::sync::Weak<Emitter>);
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(emitter) = self.0.upgrade() {
+            emitter.subscribers.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The emitter is gone: there will be no more events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the event emitter is gone")]
+pub struct EventsClosed;
+
+/// Receives events; also a [`Stream`] of them. From [`EventEmitter::subscribe`].
+pub struct EventReceiver {
+    receiver: Pin<Box<Receiver<Emitted>>>,
+    _subscription: Subscription,
+}
+
+impl EventReceiver {
+    /// The next event. A subscriber that was too slow gets a [`Transition::Lagged`] in place of what it lost.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`EventsClosed`] once the emitter (and every queue that has a clone of it) is gone.
+    pub async fn recv(&mut self) -> Result<LaneEvent, EventsClosed> {
+        std::future::poll_fn(|cx| self.poll(cx)).await.ok_or(EventsClosed)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<LaneEvent>> {
+        let event = match ready!(self.receiver.as_mut().poll_recv(cx)) {
+            None | Some(Err(RecvError::Closed)) => return Poll::Ready(None),
+            Some(Ok(Emitted::Custom(event))) => event,
+            Some(Ok(Emitted::Transition(transition, at))) => transition.into_event(at),
+            Some(Err(RecvError::Overflowed(missed))) => Transition::Lagged(missed).into_event(wall_now()),
+        };
+        Poll::Ready(Some(event))
+    }
+}
+
+impl Stream for EventReceiver {
+    type Item = LaneEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<LaneEvent>> {
+        self.poll(cx)
+    }
+}
+
+impl fmt::Debug for EventReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventReceiver").finish_non_exhaustive()
+    }
+}
+
+/// Receives the events that a filter lets pass; a [`Stream`]. From [`EventEmitter::subscribe_filtered`].
+pub struct EventStream {
+    receiver: EventReceiver,
+    filter: Box<dyn Fn(&LaneEvent) -> bool + Send + Sync>,
+}
+
+impl EventStream {
+    /// The next event that passes; none once the emitter is gone. Cancel-safe.
+    pub async fn recv(&mut self) -> Option<LaneEvent> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<LaneEvent>> {
+        loop {
+            match ready!(self.receiver.poll(cx)) {
+                Some(event) if !is_lag(&event) && !(self.filter)(&event) => {}
+                event => return Poll::Ready(event),
+            }
+        }
+    }
+}
+
+fn is_lag(event: &LaneEvent) -> bool {
+    matches!(event.transition, Some(Transition::Lagged(_)))
+}
+
+impl Stream for EventStream {
+    type Item = LaneEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<LaneEvent>> {
+        self.poll(cx)
+    }
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream").finish_non_exhaustive()
+    }
+}

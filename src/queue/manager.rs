@@ -1,0 +1,166 @@
+//! The queue as most programs use it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::command::{Command, TypedCommand};
+use super::command_queue::{CommandQueue, DrainReport, QueueStats};
+use super::lane::{Lane, Rejected};
+use super::ticket::Ticket;
+use crate::error::Result;
+use crate::event::{EventStream, LaneEvent};
+
+/// A set of lanes on a shared executor. From [`QueueManagerBuilder`](crate::QueueManagerBuilder).
+///
+/// A manager has no thread of its own and costs nothing while idle: make one per session. Dropping it is dropping its
+/// [`CommandQueue`]: admission closes, accepted commands run to their end, and those held back by a lane that was never
+/// started or is paused are cancelled.
+pub struct QueueManager {
+    queue: Arc<CommandQueue>,
+}
+
+impl QueueManager {
+    pub(super) fn new(queue: Arc<CommandQueue>) -> Self {
+        Self { queue }
+    }
+
+    /// Lets commands run. Idempotent. Async as in a3s-lane; never waits.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub async fn start(&self) -> Result<()> {
+        self.queue.start();
+        Ok(())
+    }
+
+    /// Accepts a command; await the ticket for its result: `manager.submit(..).await?.await??`. Before
+    /// [`QueueManager::start`] it waits. Async as in a3s-lane; never waits.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub async fn submit(&self, lane_id: &str, command: Box<dyn Command>) -> Result<Ticket<serde_json::Value>> {
+        self.queue.submit(lane_id, command).await
+    }
+
+    /// Accepts a command, or hands it back.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub fn try_submit(
+        &self,
+        lane_id: &str,
+        command: Box<dyn Command>,
+    ) -> Result<Ticket<serde_json::Value>, Rejected<Box<dyn Command>>> {
+        self.queue.try_submit(lane_id, command)
+    }
+
+    /// Accepts a typed command, or hands it back.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub fn submit_typed<C: TypedCommand>(&self, lane_id: &str, command: C) -> Result<Ticket<C::Output>, Rejected<C>> {
+        self.queue.submit_typed(lane_id, command)
+    }
+
+    /// Accepts a closure that makes a future, which runs once. `command_type` names it in events.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub fn submit_fn<F, Fut, T>(
+        &self,
+        lane_id: &str,
+        command_type: impl Into<Cow<'static, str>>,
+        make: F,
+    ) -> Result<Ticket<T>>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send + 'static,
+    {
+        self.queue.submit_fn(lane_id, command_type, make)
+    }
+
+    /// The lane of this id.
+    #[must_use]
+    pub fn lane(&self, lane_id: &str) -> Option<Lane> {
+        self.queue.lane(lane_id)
+    }
+
+    /// Holds a lane's commands back; see [`CommandQueue::pause`].
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::LaneNotFound`](crate::LaneError::LaneNotFound).
+    pub fn pause(&self, lane_id: &str) -> Result<()> {
+        self.queue.pause(lane_id)
+    }
+
+    /// Lets a paused lane go on.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::LaneNotFound`](crate::LaneError::LaneNotFound).
+    pub fn resume(&self, lane_id: &str) -> Result<()> {
+        self.queue.resume(lane_id)
+    }
+
+    /// The queue's numbers. Async as in a3s-lane; never waits.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub async fn stats(&self) -> Result<QueueStats> {
+        Ok(self.queue.stats())
+    }
+
+    /// The queue behind this manager.
+    #[must_use]
+    pub fn queue(&self) -> Arc<CommandQueue> {
+        Arc::clone(&self.queue)
+    }
+
+    /// Every event of this queue, as a stream.
+    #[must_use]
+    pub fn subscribe(&self) -> EventStream {
+        self.queue.subscribe_stream()
+    }
+
+    /// The events of this queue that `filter` lets pass.
+    pub fn subscribe_filtered(&self, filter: impl Fn(&LaneEvent) -> bool + Send + Sync + 'static) -> EventStream {
+        self.queue.subscribe_filtered(filter)
+    }
+
+    /// Accepts no more commands; those accepted run on. Idempotent.
+    pub async fn shutdown(&self) {
+        self.queue.shutdown().await;
+    }
+
+    /// Waits until every accepted command has settled, for at most `limit`; see [`CommandQueue::drain`].
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::DrainTimeout`](crate::LaneError::DrainTimeout) with what is left.
+    pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
+        self.queue.drain(limit).await
+    }
+
+    /// Whether [`QueueManager::shutdown`] was called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.queue.is_shutting_down()
+    }
+}
+
+impl fmt::Debug for QueueManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueManager").field("queue", &self.queue).finish()
+    }
+}
