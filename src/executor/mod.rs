@@ -138,6 +138,10 @@ impl Executor {
         self.shared().enter_phase(Phase::Closed);
     }
 
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.shared().clock
+    }
+
     /// As the free [`timeout`], with a timer of this executor wherever it is called.
     pub(crate) fn timeout<F: Future>(&self, duration: Duration, future: F) -> Timeout<F> {
         Timeout::on(self.shared(), duration, future)
@@ -218,17 +222,15 @@ impl Executor {
     /// finish and waits for the limit.
     pub async fn shutdown(&self, limit: Duration) -> ShutdownReport {
         let shared = self.shared();
-        let begun = std::time::Instant::now();
+        let begun = shared.clock.now();
         shared.enter_phase(Phase::Draining);
-        // The timer must not depend on the executor that is ending.
-        let deadline = async_deadline(limit);
-        futures_lite::pin!(deadline);
-        let finished = wait_until(shared, || shared.unfinished_tasks() == 0, deadline.as_mut()).await;
+        let limit = Limit::new(limit);
+        let finished = wait_until(shared, || shared.unfinished_tasks() == 0, &limit).await;
         let cancelled = if finished { 0 } else { shared.unfinished_tasks() };
         shared.enter_phase(Phase::Closed);
         let threads = || shared.threads.load(Ordering::Acquire);
-        wait_until(shared, || threads() == 0, deadline).await;
-        ShutdownReport { cancelled, busy_workers: threads(), waited: begun.elapsed() }
+        wait_until(shared, || threads() == 0, &limit).await;
+        ShutdownReport { cancelled, busy_workers: threads(), waited: shared.clock.now().since(begun) }
     }
 
     /// What each worker has done.
@@ -293,8 +295,8 @@ fn task_graveyard_sweep() {
     shared::retire(None);
 }
 
-/// Waits for a condition whose changes are notified, or for the deadline; says whether the condition holds.
-async fn wait_until(shared: &Shared, holds: impl Fn() -> bool, deadline: impl Future<Output = ()> + Unpin) -> bool {
+/// Waits for a condition whose changes are notified, or for the limit; says whether the condition holds.
+async fn wait_until(shared: &Shared, holds: impl Fn() -> bool, limit: &Limit) -> bool {
     let changed = async {
         loop {
             let listener = shared.changed.listen();
@@ -305,29 +307,35 @@ async fn wait_until(shared: &Shared, holds: impl Fn() -> bool, deadline: impl Fu
         }
     };
     let late = async {
-        deadline.await;
+        limit.passed().await;
         false
     };
     futures_lite::future::or(changed, late).await || holds()
 }
 
-/// A limit that does not depend on the executor that is ending: a thread that sleeps. Shutting down happens once.
-fn async_deadline(limit: Duration) -> impl Future<Output = ()> {
-    let (expired, event) = {
-        let event = Arc::new((AtomicBool::new(false), Event::new()));
-        (Arc::clone(&event), event)
-    };
-    let started = std::thread::Builder::new().name("corelane-limit".into()).spawn(move || {
-        std::thread::park_timeout(limit);
-        expired.0.store(true, Ordering::Release);
-        expired.1.notify(usize::MAX);
-    });
-    let limiter = started.map(|thread| Unpark(thread.thread().clone()));
-    async move {
-        // Without a thread there is no telling when the limit has passed, so it has.
-        while limiter.is_ok() {
-            let listener = event.1.listen();
-            if event.0.load(Ordering::Acquire) {
+/// A limit in time that does not depend on the executor that is ending: a thread sleeps. Shutting down happens once.
+struct Limit {
+    passed: Arc<(AtomicBool, Event)>,
+    /// None if the system has no thread for it: then there is no telling when the limit has passed, so it has.
+    thread: Option<std::thread::Thread>,
+}
+
+impl Limit {
+    fn new(limit: Duration) -> Self {
+        let passed = Arc::new((AtomicBool::new(false), Event::new()));
+        let passing = Arc::clone(&passed);
+        let thread = std::thread::Builder::new().name("corelane-limit".into()).spawn(move || {
+            std::thread::park_timeout(limit);
+            passing.0.store(true, Ordering::Release);
+            passing.1.notify(usize::MAX);
+        });
+        Self { passed, thread: thread.ok().map(|thread| thread.thread().clone()) }
+    }
+
+    async fn passed(&self) {
+        while self.thread.is_some() {
+            let listener = self.passed.1.listen();
+            if self.passed.0.load(Ordering::Acquire) {
                 return;
             }
             listener.await;
@@ -335,12 +343,12 @@ fn async_deadline(limit: Duration) -> impl Future<Output = ()> {
     }
 }
 
-/// Lets the limit's thread go when nobody waits for it any more.
-struct Unpark(std::thread::Thread);
-
-impl Drop for Unpark {
+impl Drop for Limit {
+    /// Lets the thread go.
     fn drop(&mut self) {
-        self.0.unpark();
+        if let Some(thread) = &self.thread {
+            thread.unpark();
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 use crossbeam_utils::CachePadded;
 
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::fence_after_rmw;
 
 #[derive(Debug)]
 pub(crate) struct Ready {
@@ -55,6 +56,9 @@ impl Ready {
         // The worker's word comes first, since `retract_hot` trusts it.
         if self.available[worker].load(Ordering::Relaxed) & bit == 0 {
             self.available[worker].fetch_or(bit, Ordering::AcqRel);
+            // ORDERING: pairs with the fence in `retract_hot`, which clears the executor's bit and then reads the
+            // worker's. Without it we may read the executor's as still set and it the worker's as still clear.
+            fence_after_rmw();
         }
         // ORDERING: release, so that who sees the hot bit sees the worker's bit.
         if self.hot.load(Ordering::Relaxed) & bit == 0 {
@@ -62,25 +66,31 @@ impl Ready {
         }
     }
 
-    /// The caller found nothing of `priority` at `worker`: clears the worker's bit, then asks `occupied` once more.
-    pub(crate) fn retract(&self, worker: usize, priority: u8, occupied: impl FnOnce() -> bool) {
+    /// The caller found nothing of `priority` at `worker`: clears the worker's bit, then asks `occupied` once more. True
+    /// if it put the bits back: whoever looked in between missed them, so the caller must then call `Idle::notify`.
+    pub(crate) fn retract(&self, worker: usize, priority: u8, occupied: impl FnOnce() -> bool) -> bool {
         self.available[worker].fetch_and(!(1 << priority), Ordering::AcqRel);
         // ORDERING: pairs with the fence in `announce`.
         fence(Ordering::SeqCst);
-        if occupied() {
+        let missed = occupied();
+        if missed {
             // Both levels: `hot` may have been cleared while the worker's bit was down.
             self.set(worker, priority);
         }
+        missed
     }
 
     /// The caller found nothing of `priority` anywhere: clears the executor's bit, then looks at every worker's once more.
-    pub(crate) fn retract_hot(&self, priority: u8) {
+    /// True if it put the bit back, as for [`Ready::retract`].
+    pub(crate) fn retract_hot(&self, priority: u8) -> bool {
         let bit = 1 << priority;
         self.hot.fetch_and(!bit, Ordering::AcqRel);
         // ORDERING: pairs with the fence in `announce`.
         fence(Ordering::SeqCst);
-        if self.available.iter().any(|word| word.load(Ordering::Relaxed) & bit != 0) {
+        let missed = self.available.iter().any(|word| word.load(Ordering::Relaxed) & bit != 0);
+        if missed {
             self.hot.fetch_or(bit, Ordering::AcqRel);
         }
+        missed
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     outside: Box<[CachePadded<TaskCount>]>,
     /// Worker threads that have not ended.
     pub(crate) threads: AtomicUsize,
+    /// Used by a simulation only; see `outside_worker`.
+    simulated_turn: AtomicUsize,
 }
 
 /// What others may touch of a worker.
@@ -107,6 +109,7 @@ impl Shared {
             users: AtomicUsize::new(1),
             outside: (0..OUTSIDE_SHARDS).map(|_| CachePadded::default()).collect(),
             threads: AtomicUsize::new(0),
+            simulated_turn: AtomicUsize::new(0),
         }
     }
 
@@ -147,17 +150,47 @@ impl Shared {
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
         self.begin_use();
         // A sleeper's inbox saves the hop through a steal.
-        let worker = self.idle.sleeper_hint().unwrap_or_else(|| sticky_worker(self.workers.len()));
+        let worker = self.idle.sleeper_hint().unwrap_or_else(|| self.outside_worker());
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
         // ORDERING: `announce` fenced. A worker that closes sets the phase, fences, then empties its inboxes: either it
         // finds our task, or we see the phase.
         if self.phase() == Phase::Closed {
-            self.workers[worker].drop_inbox();
+            self.drop_inboxes();
         } else {
             self.wake_one();
         }
         self.end_use();
+    }
+
+    /// The worker that gets the next push or timer of the calling thread, which is none: the same for a while (its lines
+    /// stay warm), then the next one, so that a lone producer feeds them all.
+    pub(crate) fn outside_worker(&self) -> usize {
+        const IN_A_ROW: usize = 32;
+        thread_local! {
+            static PUSHED: Cell<usize> = const { Cell::new(0) };
+        }
+        let turn = match self.clock {
+            Clock::System(_) => thread_number() + PUSHED.with(|n| n.replace(n.get().wrapping_add(1))) / IN_A_ROW,
+            // Must not depend on what the thread did before.
+            Clock::Virtual(_) => self.simulated_turn.fetch_add(1, Ordering::Relaxed),
+        };
+        turn % self.workers.len()
+    }
+
+    /// Drops what is in the inboxes: the executor is closed. What that pushes back from this thread is dropped by the same
+    /// call, one after the other: a lane's next command is pushed by the end of the one before, and there may be millions.
+    pub(crate) fn drop_inboxes(&self) {
+        thread_local! {
+            static DROPPING: Cell<bool> = const { Cell::new(false) };
+        }
+        if DROPPING.replace(true) {
+            return;
+        }
+        while let Some(runnable) = self.workers.iter().find_map(Remote::pop_any) {
+            drop(runnable);
+        }
+        DROPPING.set(false);
     }
 
     /// Keeps this in memory until [`Shared::end_use`].
@@ -315,12 +348,8 @@ impl Remote {
         self.inboxes.iter().filter_map(OnceLock::get).any(|inbox| !inbox.is_empty())
     }
 
-    pub(crate) fn drop_inbox(&self) {
-        for inbox in self.inboxes.iter().filter_map(OnceLock::get) {
-            while let Some(runnable) = inbox.pop() {
-                drop(runnable);
-            }
-        }
+    fn pop_any(&self) -> Option<Runnable> {
+        self.inboxes.iter().filter_map(OnceLock::get).find_map(|inbox| inbox.pop())
     }
 }
 
@@ -331,15 +360,4 @@ pub(crate) fn thread_number() -> usize {
         static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
     }
     NUMBER.with(|number| *number)
-}
-
-/// The worker that gets this outside thread's next push: the same for a while (its lines stay warm), then the next one,
-/// so that a lone producer feeds them all.
-fn sticky_worker(workers: usize) -> usize {
-    const PUSHES: usize = 32;
-    thread_local! {
-        static PUSHED: Cell<usize> = const { Cell::new(0) };
-    }
-    let pushed = PUSHED.with(|pushed| pushed.replace(pushed.get().wrapping_add(1)));
-    (thread_number() + pushed / PUSHES) % workers
 }

@@ -106,7 +106,7 @@ impl<T> Task<T> {
         T: Send + 'static,
     {
         let mut cancel = self.cell.take().map(|cell| {
-            let cancel: Pin<Box<dyn Future<Output = Option<Output<T>>> + Send>> = Box::pin(cell.cancel());
+            let cancel: Cancelling<T> = Box::pin(cell.cancel());
             cancel
         });
         // The first poll is what closes the task. Its answer is kept, if there is one already.
@@ -158,10 +158,12 @@ impl<T> fmt::Debug for Task<T> {
     }
 }
 
+type Cancelling<T> = Pin<Box<dyn Future<Output = Option<Output<T>>> + Send>>;
+
 /// Waits for a cancelled task to stop; see [`Task::cancel`].
 #[must_use = "the task is cancelled either way; await this to know that it has stopped"]
 pub struct Cancel<T> {
-    cancel: Option<Pin<Box<dyn Future<Output = Option<Output<T>>> + Send>>>,
+    cancel: Option<Cancelling<T>>,
     early: Option<Result<T, TaskError>>,
 }
 

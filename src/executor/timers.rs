@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use super::shared::{Shared, thread_number};
+use super::shared::Shared;
 use super::wheel::{Wheel, WheelKey};
 use super::worker::Local;
 use crate::clock::Tick;
@@ -74,7 +74,7 @@ impl Shared {
     /// Sets a timer on the calling worker's wheel, or from outside on some worker's.
     pub(crate) fn set_timer(&'static self, deadline: Tick, waker: Waker) -> TimerKey {
         let own = Local::with_current(self, |local| local.map(Local::index));
-        let worker = own.unwrap_or_else(|| thread_number() % self.workers.len());
+        let worker = own.unwrap_or_else(|| self.outside_worker());
         let timers = &self.workers[worker].timers;
         let (key, first) = {
             let mut wheel = timers.lock();

@@ -22,10 +22,13 @@ use crate::clock::{Clock, Tick};
 /// How long after a timer's deadline its owner counts as stuck.
 const TIMER_GRACE: Duration = Duration::from_millis(5);
 
+/// An attempt that is being polled, and its deadline.
+type Shown = (Tick, TaskRef);
+
 #[derive(Debug)]
 pub(crate) struct Watch {
     /// What each worker polls, if it has a deadline. The lock keeps the attempt alive while the thread ends it.
-    slots: Box<[Mutex<Option<(Tick, TaskRef)>>]>,
+    slots: Box<[Mutex<Option<Shown>>]>,
     next: AtomicU64,
     started: AtomicBool,
     thread: OnceLock<Thread>,
@@ -47,7 +50,7 @@ impl Watch {
         }
     }
 
-    fn slot(&self, worker: usize) -> MutexGuard<'_, Option<(Tick, TaskRef)>> {
+    fn slot(&self, worker: usize) -> MutexGuard<'_, Option<Shown>> {
         self.slots[worker].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -99,7 +99,7 @@ impl Gate {
     /// A gate of `max` permits, held until started.
     pub(crate) fn new(max: usize) -> Self {
         let max = max.min(COUNT_MAX) as u64;
-        Self { word: AtomicU64::new(UNSTARTED | max * FREE), max }
+        Self { word: AtomicU64::new(UNSTARTED | (max * FREE)), max }
     }
 
     /// Counts a new command: takes a permit for it if it can run at once.

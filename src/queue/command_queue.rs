@@ -270,7 +270,8 @@ impl CommandQueue {
     ///
     /// [`LaneError::DrainTimeout`] with what is left, at the limit. Nothing was cancelled.
     pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
-        let begun = std::time::Instant::now();
+        let clock = self.context.executor.clock();
+        let begun = clock.now();
         let stats = self.stats();
         let outstanding = stats.total_pending + stats.total_active;
         let drained = async {
@@ -285,16 +286,20 @@ impl CommandQueue {
         let waited = self.context.executor.timeout(limit, drained).await;
         if waited.is_err() && !self.is_idle() {
             let QueueStats { total_pending: pending, total_active: active, .. } = self.stats();
-            return Err(LaneError::DrainTimeout { waited: begun.elapsed(), pending, active });
+            return Err(LaneError::DrainTimeout { waited: clock.now().since(begun), pending, active });
         }
         self.notice_idle();
-        Ok(DrainReport { outstanding, waited: begun.elapsed() })
+        Ok(DrainReport { outstanding, waited: clock.now().since(begun) })
     }
 
     /// Whether nothing waits and nothing runs; asks each lane for a notice when that is so.
     fn is_idle(&self) -> bool {
+        let mut idle = true;
         // No short cut: every lane that is busy must be asked.
-        self.lanes.load().iter().fold(true, |idle, lane| lane.core().want_idle() && idle)
+        for lane in self.lanes.load().iter() {
+            idle &= lane.core().want_idle();
+        }
+        idle
     }
 
     /// A lane became idle, or everything was.

@@ -139,9 +139,13 @@ impl Lane {
         self.core.gate.status().paused
     }
 
-    /// Admits no more commands until [`Lane::resume`]. Submitting goes on, as do commands already admitted.
+    /// Admits no more commands until [`Lane::resume`]. Submitting goes on, as do commands already admitted. Nothing
+    /// happens once the lane's queue is gone: its commands then run to their end.
     pub fn pause(&self) {
-        self.core.gate.hold(Hold::Paused);
+        let queue = self.core.context.get().map(|context| context.queue.upgrade());
+        if !matches!(queue, Some(None)) {
+            self.core.gate.hold(Hold::Paused);
+        }
     }
 
     /// Admits commands again.
@@ -179,6 +183,10 @@ impl Lane {
             if core.config.pressure_threshold.is_some_and(|threshold| core.gate.note_pressure(threshold)) {
                 core.observe(|| Transition::Pressure { lane_id: Arc::clone(&core.id) });
             }
+        }
+        if !admitted && context.queue.strong_count() == 0 {
+            // The queue was dropped while this was submitted: nobody else would cancel what a held lane keeps.
+            core.abandon();
         }
         Ok(Ticket::new(id, core.config.default_timeout, task))
     }

@@ -1,0 +1,134 @@
+//! What came out, for people and for programs.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use corelane::Executor;
+use serde_json::json;
+
+use crate::lanes::LaneTimes;
+use crate::options::Options;
+use crate::work::Outcome;
+
+const TOP_WORDS: usize = 10;
+/// Files whose characteristic words the text shows, and files that it says were skipped; the JSON has all.
+const FILES_SHOWN: usize = 8;
+
+pub(crate) struct Report<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) outcome: &'a Outcome,
+    pub(crate) lanes: &'a [LaneTimes],
+    pub(crate) elapsed: Duration,
+}
+
+impl Report<'_> {
+    /// For programs: the result and nothing that differs from run to run.
+    pub(crate) fn json(&self) -> Result<String> {
+        let Outcome { index, skipped, characteristic, .. } = self.outcome;
+        let top = index.top_words(TOP_WORDS).into_iter().map(|(word, count)| json!({ "word": word, "count": count }));
+        let skipped = skipped
+            .iter()
+            .map(|file| json!({ "path": file.path.to_string_lossy(), "reason": file.reason.to_string() }));
+        let characteristic =
+            characteristic.iter().map(|(path, words)| json!({ "path": path.to_string_lossy(), "words": words }));
+        let result = json!({
+            "files": self.outcome.characteristic.len(),
+            "words": index.total(),
+            "distinct": index.words().len(),
+            "top_words": top.collect::<Vec<_>>(),
+            "characteristic_words": characteristic.collect::<Vec<_>>(),
+            "skipped": skipped.collect::<Vec<_>>(),
+            "checked": self.options.check,
+        });
+        let text = serde_json::to_string_pretty(&result).context("cannot write the result as JSON")?;
+        Ok(text + "\n")
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write_text(&mut text);
+        text
+    }
+
+    fn write_text(&self, out: &mut String) -> std::fmt::Result {
+        self.write_summary(out)?;
+        self.write_words(out)?;
+        self.write_skipped(out)?;
+        self.write_lanes(out)?;
+        if self.options.check {
+            writeln!(out, "\nchecked: equal to a single-threaded count")?;
+        }
+        Ok(())
+    }
+
+    fn write_summary(&self, out: &mut String) -> std::fmt::Result {
+        let Outcome { index, characteristic, skipped, .. } = self.outcome;
+        let (files, seconds) = (characteristic.len(), self.elapsed.as_secs_f64());
+        let workers = Executor::global().workers();
+        writeln!(out, "folder   {}", self.options.folder.display())?;
+        writeln!(out, "files    {files} indexed, {} skipped", skipped.len())?;
+        writeln!(out, "words    {}, {} distinct", index.total(), index.words().len())?;
+        writeln!(out, "time     {seconds:.2} s, {:.0} files per second, {workers} workers", files as f64 / seconds)
+    }
+
+    fn write_words(&self, out: &mut String) -> std::fmt::Result {
+        let Outcome { index, characteristic, .. } = self.outcome;
+        if characteristic.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\ntop {TOP_WORDS} words")?;
+        for (word, count) in index.top_words(TOP_WORDS) {
+            writeln!(out, "  {word:<24} {count:>9}")?;
+        }
+        writeln!(out, "\nmost characteristic words")?;
+        for (path, words) in characteristic.iter().take(FILES_SHOWN) {
+            writeln!(out, "  {:<40} {}", path.display(), words.join(", "))?;
+        }
+        write_rest(out, characteristic.len())
+    }
+
+    fn write_skipped(&self, out: &mut String) -> std::fmt::Result {
+        let skipped = &self.outcome.skipped;
+        if skipped.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "\nskipped files")?;
+        for file in skipped.iter().take(FILES_SHOWN) {
+            writeln!(out, "  {:<40} {}", file.path.display(), file.reason)?;
+        }
+        write_rest(out, skipped.len())
+    }
+
+    fn write_lanes(&self, out: &mut String) -> std::fmt::Result {
+        let Outcome { answers, held_back, most_waiting, .. } = self.outcome;
+        writeln!(
+            out,
+            "\n{:<8} {:>9} {:>10} {:>10} {:>10} {:>10}",
+            "lane", "commands", "wait p50", "wait p99", "run p50", "run p99"
+        )?;
+        for LaneTimes { lane_id, commands, wait, run } in self.lanes {
+            writeln!(
+                out,
+                "{lane_id:<8} {commands:>9} {:>10.1?} {:>10.1?} {:>10.1?} {:>10.1?}",
+                wait.p50, wait.p99, run.p50, run.p99
+            )?;
+        }
+        writeln!(out, "\nsystem   saw at most {most_waiting} commands waiting")?;
+        writeln!(out, "control  paused skill while {held_back} files waited, and cancelled a prompt before it ran")?;
+        writeln!(
+            out,
+            "query    {:?} occurs {} times, said the first of {} answers; {}, said the last",
+            self.options.word, answers.first, answers.count, answers.last
+        )
+    }
+}
+
+fn write_rest(out: &mut String, files: usize) -> std::fmt::Result {
+    if files > FILES_SHOWN {
+        writeln!(out, "  and {} more; --json lists all", files - FILES_SHOWN)?;
+    }
+    Ok(())
+}
