@@ -39,7 +39,7 @@ fn quickstart_counts_what_a_plain_loop_counts() {
     NO_TEXTS.iter().for_each(|(path, bytes, _)| folder.write(path, bytes));
 
     let result = json_of(&quickstart(&folder, &["--json", "--check"]));
-    let plain = plain_count(TEXTS.iter().map(|(_, text)| *text));
+    let plain = plain_count(TEXTS.map(|(_, text)| text));
     assert_counts(&result, TEXTS.len(), &plain);
     assert_eq!(result["checked"], true);
 
@@ -60,7 +60,7 @@ fn pausing_and_cancelling_lose_nothing_and_double_nothing() {
     for (file, text) in texts.iter().enumerate() {
         folder.write(&format!("{}/{file:03}.txt", file % 7), text.as_bytes());
     }
-    let plain = plain_count(texts.iter().map(String::as_str));
+    let plain = plain_count(&texts);
     for _ in 0..5 {
         assert_counts(&json_of(&quickstart(&folder, &["--json"])), texts.len(), &plain);
     }
@@ -96,7 +96,7 @@ fn an_unreadable_file_is_reported_and_the_rest_indexed() {
         return;
     }
     let result = json_of(&quickstart(&folder, &["--json", "--check"]));
-    assert_counts(&result, 1, &plain_count(["open words"].into_iter()));
+    assert_counts(&result, 1, &plain_count(["open words"]));
     assert_eq!(result["skipped"][0]["path"], "closed.txt");
     assert!(result["skipped"][0]["reason"].as_str().is_some_and(|reason| reason.starts_with("cannot be read: ")));
 }
@@ -161,11 +161,11 @@ fn what_is_not_shown_on_a_terminal_has_no_control_characters() {
 }
 
 /// Counts one character at a time, unlike the example, which splits.
-fn plain_count<'a>(texts: impl Iterator<Item = &'a str>) -> BTreeMap<String, u64> {
+fn plain_count<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for text in texts {
         let mut run = String::new();
-        for c in text.chars().chain([' ']) {
+        for c in text.as_ref().chars().chain([' ']) {
             if c.is_alphanumeric() {
                 run.push(c);
                 continue;

@@ -42,17 +42,15 @@ pub(crate) fn list(folder: &Path) -> Result<Listing, Unusable> {
 }
 
 fn check(folder: &Path) -> Result<(), Unusable> {
-    match std::fs::metadata(folder) {
-        Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(Unusable(format!("{folder:?} is not a folder; give the folder that it is in"))),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+    let Err(error) = std::fs::read_dir(folder) else { return Ok(()) };
+    Err(Unusable(match error.kind() {
+        ErrorKind::NotFound => {
             let here = std::env::current_dir().unwrap_or_default();
-            Err(Unusable(format!(
-                "there is no folder {folder:?}, seen from {here:?}; give the path of one that exists"
-            )))
+            format!("there is no folder {folder:?}, seen from {here:?}; give the path of one that exists")
         }
-        Err(error) => Err(Unusable(format!("cannot look into {folder:?}: {error}; give a folder that you may read"))),
-    }
+        ErrorKind::NotADirectory => format!("{folder:?} is not a folder; give the folder that it is in"),
+        _ => format!("cannot look into {folder:?}: {error}; give a folder that you may read"),
+    }))
 }
 
 fn is_wanted(entry: &DirEntry) -> bool {

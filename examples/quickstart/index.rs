@@ -35,6 +35,11 @@ impl Index {
         self.files.insert(path, counts);
     }
 
+    /// How many words a file has.
+    pub(crate) fn words_in(&self, path: &Path) -> u64 {
+        self.files.get(path).map_or(0, |counts| counts.values().sum())
+    }
+
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.files.keys().cloned().collect()
     }

@@ -1,6 +1,7 @@
 //! What came out, for people and for programs.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -83,11 +84,10 @@ impl Report<'_> {
         for (word, count) in index.top_words(TOP_WORDS) {
             writeln!(out, "  {word:<24} {count:>9}")?;
         }
-        writeln!(out, "\nmost characteristic words")?;
-        for (path, words) in characteristic.iter().take(FILES_SHOWN) {
-            writeln!(out, "  {:<40} {}", path.display(), words.join(", "))?;
-        }
-        write_rest(out, characteristic.len())
+        let mut largest: Vec<_> = characteristic.iter().collect();
+        largest.sort_by_key(|(path, _)| std::cmp::Reverse(index.words_in(path)));
+        writeln!(out, "\nmost characteristic words, of the largest files")?;
+        write_files(out, largest.into_iter().map(|(path, words)| (path, words.join(", "))))
     }
 
     fn write_skipped(&self, out: &mut String) -> std::fmt::Result {
@@ -96,10 +96,7 @@ impl Report<'_> {
             return Ok(());
         }
         writeln!(out, "\nskipped files")?;
-        for file in skipped.iter().take(FILES_SHOWN) {
-            writeln!(out, "  {:<40} {}", file.path.display(), file.reason)?;
-        }
-        write_rest(out, skipped.len())
+        write_files(out, skipped.iter().map(|file| (&file.path, file.reason.to_string())))
     }
 
     fn write_lanes(&self, out: &mut String) -> std::fmt::Result {
@@ -120,15 +117,22 @@ impl Report<'_> {
         writeln!(out, "control  paused skill while {held_back} files waited, and cancelled a prompt before it ran")?;
         writeln!(
             out,
-            "query    {:?} occurs {} times, said the first of {} answers; {}, said the last",
-            self.options.word, answers.first, answers.count, answers.last
+            "query    answered {} times how often {:?} occurs so far: {} at first, {} at last",
+            answers.count, self.options.word, answers.first, answers.last
         )
     }
 }
 
-fn write_rest(out: &mut String, files: usize) -> std::fmt::Result {
-    if files > FILES_SHOWN {
-        writeln!(out, "  and {} more; --json lists all", files - FILES_SHOWN)?;
+/// Files and what there is to say of them, in two columns.
+fn write_files<'a>(out: &mut String, files: impl Iterator<Item = (&'a PathBuf, String)>) -> std::fmt::Result {
+    let mut files = files.map(|(path, text)| (path.display().to_string(), text));
+    let shown: Vec<_> = files.by_ref().take(FILES_SHOWN).collect();
+    let width = shown.iter().map(|(path, _)| path.chars().count()).max().unwrap_or(0);
+    for (path, text) in &shown {
+        writeln!(out, "  {path:<width$}  {text}")?;
     }
-    Ok(())
+    match files.count() {
+        0 => Ok(()),
+        more => writeln!(out, "  and {more} more; --json lists all"),
+    }
 }

@@ -8,6 +8,7 @@
 //! | `ready` | masks: which priorities have work, and where |
 //! | `park` | sleeping without missing work |
 //! | `wheel`, `timers`, `time` | timers, per worker |
+//! | `waiting` | tasks that wait, to be ended when the executor closes |
 //! | `watch` | attempts that block past their deadline |
 //! | `shared` | what the workers share, and when it is freed |
 
@@ -20,6 +21,7 @@ mod task;
 mod time;
 mod timers;
 mod topology;
+mod waiting;
 mod watch;
 mod wheel;
 mod worker;

@@ -20,6 +20,7 @@ use super::ready::Ready;
 use super::stats::Counter;
 use super::task::Runnable;
 use super::timers::Timers;
+use super::waiting::Waiting;
 use super::watch::Watch;
 use super::worker::Local;
 use crate::clock::Clock;
@@ -55,6 +56,7 @@ pub(crate) struct Remote {
     pub(crate) inboxes: Box<[OnceLock<Box<SegQueue<Runnable>>>]>,
     pub(crate) stealers: Box<[OnceLock<Stealer<Runnable>>]>,
     pub(crate) timers: Timers,
+    pub(crate) waiting: Waiting,
     /// Set by the worker's thread; a simulated worker has none.
     pub(crate) thread: OnceLock<Thread>,
     /// Written by the worker only.
@@ -327,6 +329,7 @@ impl Remote {
             inboxes: (0..PRIORITIES).map(|_| OnceLock::new()).collect(),
             stealers: (0..PRIORITIES).map(|_| OnceLock::new()).collect(),
             timers: Timers::new(),
+            waiting: Waiting::default(),
             thread: OnceLock::new(),
             tasks: CachePadded::default(),
             counters: CachePadded::default(),

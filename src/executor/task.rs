@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::life::Life;
 use super::shared::Shared;
+use super::waiting::WaitingKey;
 
 /// A task that is due for a poll. Dropping it cancels the task.
 pub(crate) type Runnable = async_task::Runnable<Meta>;
@@ -236,7 +237,7 @@ where
     let (runnable, cell) = async_task::Builder::new().metadata(meta).spawn(
         move |meta: &Meta| {
             let task = TaskRef(NonNull::from(meta));
-            Contain { future: Some(make(task)), task }
+            Contain { future: Some(make(task)), task, waiting: None }
         },
         schedule,
     );
@@ -257,6 +258,7 @@ pin_project! {
         #[pin]
         future: Option<F>,
         task: TaskRef,
+        waiting: Option<WaitingKey>,
     }
     impl<F> PinnedDrop for Contain<F> {
         fn drop(this: Pin<&mut Self>) {
@@ -273,7 +275,11 @@ impl<F> Contain<F> {
         let this = self.project();
         let mut future = this.future;
         let dropped = catch_unwind(AssertUnwindSafe(|| future.set(None)));
-        this.task.meta().shared.task_finished();
+        let shared = this.task.meta().shared;
+        if let Some(key) = this.waiting.take() {
+            shared.task_waits_no_more(key);
+        }
+        shared.task_finished();
         dropped
     }
 }
@@ -288,7 +294,13 @@ impl<F: Future> Future for Contain<F> {
             None => Poll::Pending,
         }));
         let result = match polled {
-            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Pending) => {
+                let this = self.project();
+                if this.waiting.is_none() {
+                    *this.waiting = this.task.meta().shared.task_waits(cx.waker());
+                }
+                return Poll::Pending;
+            }
             Ok(Poll::Ready(value)) => Ok(value),
             Err(payload) => Err(payload),
         };

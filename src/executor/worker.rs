@@ -263,6 +263,7 @@ impl Local {
         fence(Ordering::SeqCst);
         // Sleepers outside of this executor learn from their next poll that it is closed.
         self.remote().timers.take_all().into_iter().for_each(super::wake_contained);
+        self.remote().waiting.wake_all();
         // A destructor may wake further tasks onto these queues.
         loop {
             self.shared.drop_inboxes();

@@ -243,7 +243,7 @@ fn shutdown_cancels_what_does_not_finish_in_time() {
         let sleeping = executor.spawn(5, sleep(HANG));
         let report = block_on(executor.shutdown(Duration::from_millis(20)));
         assert_eq!(report.cancelled, 2);
-        drop(stuck);
+        assert!(matches!(block_on(stuck), Err(TaskError::Cancelled)));
         assert!(matches!(block_on(sleeping), Err(TaskError::Cancelled)));
     });
 }

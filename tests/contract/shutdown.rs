@@ -211,7 +211,7 @@ fn a_closed_executor_resolves_the_tickets_of_its_commands() {
         let report = block_on(executor.shutdown(Duration::from_millis(5)));
         assert!(report.cancelled > 0);
         let after = manager.submit_fn("a", "after", || async { Ok(()) }).unwrap();
-        drop(running);
+        assert_eq!(block_on(running).unwrap_err(), TicketError);
         for ticket in waiting.into_iter().chain([after]) {
             assert_eq!(block_on(ticket).unwrap_err(), TicketError);
         }

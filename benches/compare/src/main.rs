@@ -14,7 +14,7 @@ use measure::{Plan, System};
 const WORKERS: usize = 2;
 
 fn main() {
-    let mut plan = Plan { warmups: 3, repeats: 25, scale: 1.0, only: None };
+    let mut plan = Plan { warmups: 3, repeats: 51, scale: 1.0, only: None };
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => plan = Plan { warmups: 1, repeats: 3, scale: 0.1, ..plan },

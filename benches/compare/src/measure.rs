@@ -12,12 +12,20 @@ pub struct Comparison {
 
 pub struct Contender {
     name: &'static str,
-    /// Whether the others are measured against it: not corelane itself.
-    peer: bool,
+    role: Role,
     /// How many operations a run does.
     operations: u64,
     /// Does the workload once, checks that all of it was done, and says how long it took without set-up and tear-down.
     run: Box<dyn FnMut() -> Duration>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Ours,
+    /// Does the same work: the others are measured against the best of these.
+    Peer,
+    /// Does less, as its name says.
+    Reference,
 }
 
 /// How often, how much and what to run.
@@ -55,11 +63,15 @@ impl Comparison {
     }
 
     pub fn ours(self, name: &'static str, operations: u64, run: impl FnMut() -> Duration + 'static) -> Self {
-        self.with(Contender { name, peer: false, operations, run: Box::new(run) })
+        self.with(Contender { name, role: Role::Ours, operations, run: Box::new(run) })
     }
 
     pub fn peer(self, name: &'static str, operations: u64, run: impl FnMut() -> Duration + 'static) -> Self {
-        self.with(Contender { name, peer: true, operations, run: Box::new(run) })
+        self.with(Contender { name, role: Role::Peer, operations, run: Box::new(run) })
+    }
+
+    pub fn reference(self, name: &'static str, operations: u64, run: impl FnMut() -> Duration + 'static) -> Self {
+        self.with(Contender { name, role: Role::Reference, operations, run: Box::new(run) })
     }
 
     fn with(mut self, contender: Contender) -> Self {
@@ -99,8 +111,8 @@ impl fmt::Display for Results {
         writeln!(f, "### {}\n", self.name)?;
         writeln!(f, "| contender | ns/op, median | p10 .. p90 | M op/s | times the best peer's rate |")?;
         writeln!(f, "|---|---:|---:|---:|---:|")?;
-        let best = self.rows.iter().filter(|(contender, _)| contender.peer).map(|(_, spread)| spread.median);
-        let best = best.fold(f64::INFINITY, f64::min);
+        let peers = self.rows.iter().filter(|(contender, _)| contender.role == Role::Peer);
+        let best = peers.map(|(_, spread)| spread.median).fold(f64::INFINITY, f64::min);
         for (contender, Spread { p10, median, p90 }) in &self.rows {
             let (name, rate, ratio) = (contender.name, 1e3 / median, best / median);
             writeln!(f, "| {name} | {median:.1} | {p10:.1} .. {p90:.1} | {rate:.3} | {ratio:.2} |")?;

@@ -56,7 +56,7 @@ pub fn comparisons(size: impl Fn(f64) -> u64) -> Vec<Comparison> {
         {
             let rayon = rayon();
             runtimes!(on, format!("spawn and join {many} tasks, from a worker"), many, spawn_join_from_a_worker).peer(
-                "rayon, spawn",
+                "rayon, no handles",
                 many,
                 move || rayon_spawn_from_a_worker(&rayon, many),
             )
@@ -64,7 +64,7 @@ pub fn comparisons(size: impl Fn(f64) -> u64) -> Vec<Comparison> {
         {
             let rayon = rayon();
             runtimes!(on, format!("spawn and join {many} tasks, from outside"), many, spawn_join_from_outside).peer(
-                "rayon, spawn",
+                "rayon, no handles",
                 many,
                 move || rayon_spawn_from_outside(&rayon, many),
             )
@@ -74,7 +74,7 @@ pub fn comparisons(size: impl Fn(f64) -> u64) -> Vec<Comparison> {
         {
             let rayon = rayon();
             runtimes!(on, format!("chained spawn, {rounds} deep"), rounds, chained_spawn).peer(
-                "rayon, spawn",
+                "rayon, no handles",
                 rounds,
                 move || rayon_chained_spawn(&rayon, rounds),
             )

@@ -1,0 +1,53 @@
+//! Tasks that wait for something: known, so that closing the executor can end them.
+//!
+//! A task that waits is on no queue; only its waker leads to it, and whoever holds that may never call it. Each worker
+//! therefore keeps a waker of every task that it once polled in vain, until the task ends. A task that ends in its first
+//! poll never comes here; for one that waits this costs two uncontended locks in its life.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use slab::Slab;
+
+use super::shared::Shared;
+use super::worker::Local;
+
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    tasks: Mutex<Slab<Waker>>,
+}
+
+/// Where a waiting task is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WaitingKey {
+    worker: usize,
+    index: usize,
+}
+
+impl Waiting {
+    /// Wakes every task: the executor is closed, so that ends them.
+    pub(crate) fn wake_all(&self) {
+        let tasks = std::mem::take(&mut *self.lock());
+        tasks.into_iter().for_each(|(_, waker)| super::wake_contained(waker));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Waker>> {
+        // Nothing under this lock can panic half-way.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Called on a worker whose poll of a task was in vain.
+    pub(crate) fn task_waits(&'static self, waker: &Waker) -> Option<WaitingKey> {
+        let worker = Local::with_current(self, |local| local.map(Local::index))?;
+        let index = self.workers[worker].waiting.lock().insert(waker.clone());
+        Some(WaitingKey { worker, index })
+    }
+
+    /// The task has ended.
+    pub(crate) fn task_waits_no_more(&self, key: WaitingKey) {
+        let waker = self.workers[key.worker].waiting.lock().try_remove(key.index);
+        drop(waker);
+    }
+}
