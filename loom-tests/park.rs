@@ -412,9 +412,9 @@ impl Wheel {
         self.beds.enter(0);
         self.idle.begin_search();
         loop {
-            let early = self.next_deadline();
+            let early = (self.slip == Slip::EarlyDeadline).then(|| self.next_deadline());
             self.idle.begin_sleep(0);
-            let deadline = if self.slip == Slip::EarlyDeadline { early } else { self.next_deadline() };
+            let deadline = early.unwrap_or_else(|| self.next_deadline());
             while self.idle.asleep(0) == Asleep::Park {
                 if deadline.is_some() {
                     return self.idle.cancel_sleep(0);

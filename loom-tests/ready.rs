@@ -226,13 +226,15 @@ fn spawn<M: Masks>(world: &Arc<World<M>>, f: impl Fn(&World<M>) + 'static) -> th
     thread::spawn(move || f(&world))
 }
 
-/// A push from outside, the owner and a thief.
+/// Two pushes from outside, the owner and a thief.
 fn outside<M: Masks>(masks: impl Fn() -> M + Send + Sync + 'static) -> impl Fn() + Send + Sync {
     move || {
         let world = World::new(masks()).with_stale_bits();
         let owner = spawn(&world, World::owner_looks);
         let thief = spawn(&world, World::thief_looks);
+        let pusher = spawn(&world, World::push_outside);
         world.push_outside();
+        pusher.join().expect("no panic");
         owner.join().expect("no panic");
         thief.join().expect("no panic");
         world.assert_visible();

@@ -67,9 +67,12 @@ fn unlisted(error: ignore::Error, folder: &Path) -> Skipped {
         match inner {
             ignore::Error::WithDepth { err, .. } | ignore::Error::WithLineNumber { err, .. } => inner = err,
             ignore::Error::WithPath { path: at, err } => (path, inner) = (at, err),
-            _ => return Skipped { path: relative(path, folder), reason: Reason::Unreadable(inner.to_string()) },
+            _ => break,
         }
     }
+    // The text of the error names the path again; its kind does not.
+    let why = inner.io_error().map_or_else(|| inner.to_string(), |error| error.kind().to_string());
+    Skipped { path: relative(path, folder), reason: Reason::Unreadable(why) }
 }
 
 fn relative(path: &Path, folder: &Path) -> PathBuf {

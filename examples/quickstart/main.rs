@@ -91,7 +91,7 @@ fn progress(what: &'static str, files: usize) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} files  {msg}");
+    let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} files  {wide_msg}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(files as u64).with_style(style).with_prefix(what)
 }

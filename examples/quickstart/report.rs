@@ -1,7 +1,7 @@
 //! What came out, for people and for programs.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -100,7 +100,7 @@ impl Report<'_> {
     }
 
     fn write_lanes(&self, out: &mut String) -> std::fmt::Result {
-        let Outcome { answers, held_back, most_waiting, .. } = self.outcome;
+        let Outcome { characteristic, answers, held_back, most_waiting, .. } = self.outcome;
         writeln!(
             out,
             "\n{:<8} {:>9} {:>10} {:>10} {:>10} {:>10}",
@@ -113,19 +113,20 @@ impl Report<'_> {
                 wait.p50, wait.p99, run.p50, run.p99
             )?;
         }
+        let cancelled = if characteristic.is_empty() { "" } else { "; cancelled 1 prompt before it ran" };
         writeln!(out, "\nsystem   saw at most {most_waiting} commands waiting")?;
-        writeln!(out, "control  paused skill while {held_back} files waited, and cancelled a prompt before it ran")?;
+        writeln!(out, "control  paused skill with {held_back} files waiting{cancelled}")?;
         writeln!(
             out,
-            "query    answered {} times how often {:?} occurs so far: {} at first, {} at last",
-            answers.count, self.options.word, answers.first, answers.last
+            "query    looked up {:?} {} times meanwhile: from {} to {}",
+            self.options.word, answers.count, answers.first, answers.last
         )
     }
 }
 
 /// Files and what there is to say of them, in two columns.
-fn write_files<'a>(out: &mut String, files: impl Iterator<Item = (&'a PathBuf, String)>) -> std::fmt::Result {
-    let mut files = files.map(|(path, text)| (path.display().to_string(), text));
+fn write_files(out: &mut String, files: impl Iterator<Item = (impl AsRef<Path>, String)>) -> std::fmt::Result {
+    let mut files = files.map(|(path, text)| (path.as_ref().display().to_string(), text));
     let shown: Vec<_> = files.by_ref().take(FILES_SHOWN).collect();
     let width = shown.iter().map(|(path, _)| path.chars().count()).max().unwrap_or(0);
     for (path, text) in &shown {

@@ -75,7 +75,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(why) => write!(f, "cannot be read: {why}"),
-            Self::Binary => f.write_str("binary: it has a NUL byte in its first 8 KiB"),
+            Self::Binary => f.write_str("binary: a NUL byte near its start"),
             Self::NotUtf8 => f.write_str("not UTF-8"),
         }
     }

@@ -214,7 +214,7 @@ async fn keep_looking(lanes: &Lanes, bar: &ProgressBar, most_waiting: &Cell<usiz
         let look = lanes.submit_once(lane_ids::SYSTEM, "statistics", move || async move { Ok(queue.stats()) })?;
         let stats = look.await??;
         most_waiting.set(most_waiting.get().max(stats.total_pending));
-        bar.set_message(format!("{} commands wait, {} run", stats.total_pending, stats.total_active));
+        bar.set_message(format!("{} waiting, {} running", stats.total_pending, stats.total_active));
         sleep(TIME_BETWEEN_LOOKS).await;
     }
 }

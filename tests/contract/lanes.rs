@@ -70,7 +70,7 @@ fn no_more_than_max_run_at_the_same_time() {
                 .collect();
             block_on(manager.start()).unwrap();
             tickets.into_iter().for_each(|ticket| block_on(ticket).unwrap().unwrap());
-            assert_eq!(gauge.highest(), max);
+            assert!((1..=max).contains(&gauge.highest()), "{} of {max}", gauge.highest());
         }
     });
 }

@@ -55,25 +55,19 @@ pub fn comparisons(size: impl Fn(f64) -> u64) -> Vec<Comparison> {
     vec![
         {
             let rayon = rayon();
-            runtimes!(on, format!("spawn and join {many} tasks, from a worker"), many, spawn_join_from_a_worker).peer(
-                "rayon, no handles",
-                many,
-                move || rayon_spawn_from_a_worker(&rayon, many),
-            )
+            runtimes!(on, format!("spawn and join {many} tasks, from a worker"), many, spawn_join_from_a_worker)
+                .reference("rayon, no handles", many, move || rayon_spawn_from_a_worker(&rayon, many))
         },
         {
             let rayon = rayon();
-            runtimes!(on, format!("spawn and join {many} tasks, from outside"), many, spawn_join_from_outside).peer(
-                "rayon, no handles",
-                many,
-                move || rayon_spawn_from_outside(&rayon, many),
-            )
+            runtimes!(on, format!("spawn and join {many} tasks, from outside"), many, spawn_join_from_outside)
+                .reference("rayon, no handles", many, move || rayon_spawn_from_outside(&rayon, many))
         },
         runtimes!(on, format!("ping-pong of two tasks, {rounds} round trips"), rounds, ping_pong),
         runtimes!(on, format!("yield, {YIELDING} tasks, {yields} yields in all"), yields, yield_many),
         {
             let rayon = rayon();
-            runtimes!(on, format!("chained spawn, {rounds} deep"), rounds, chained_spawn).peer(
+            runtimes!(on, format!("chained spawn, {rounds} deep"), rounds, chained_spawn).reference(
                 "rayon, no handles",
                 rounds,
                 move || rayon_chained_spawn(&rayon, rounds),

@@ -1,0 +1,92 @@
+# Recipes for developing corelane. `just` lists them.
+
+loom := 'RUSTFLAGS="--cfg corelane_loom" CARGO_TARGET_DIR=target/loom'
+
+default:
+    @just --list
+
+# Debug build
+build:
+    cargo build
+
+# Release build
+release:
+    cargo build --release
+
+# All tests
+test:
+    cargo test
+
+# All tests, with their output
+test-v:
+    cargo test -- --nocapture
+
+# One test
+test-one TEST:
+    cargo test {{TEST}}
+
+# The contract without the tokio shim
+test-no-default:
+    cargo test --no-default-features --lib --test contract
+
+# The snippets of the seed document against this crate
+test-seed:
+    cargo test --manifest-path tests/seed/Cargo.toml
+
+# Loom models and their mutants, quick: what CI runs
+loom:
+    {{loom}} LOOM_MAX_PREEMPTIONS=2 cargo test --release --lib loom_tests
+
+# Loom models, deep: one preemption more
+loom-deep:
+    {{loom}} LOOM_MAX_PREEMPTIONS=3 cargo test --release --lib loom_tests
+
+# Criterion benches
+bench *ARGS:
+    cargo bench --bench executor --bench queue {{ARGS}}
+
+# Side by side with other executors and queues; `--quick` for a first look
+compare *ARGS:
+    cargo run --release --manifest-path benches/compare/Cargo.toml -- {{ARGS}}
+
+# The quickstart on a folder
+quickstart *ARGS:
+    cargo run --release --example quickstart -- {{ARGS}}
+
+# Format
+fmt:
+    cargo fmt
+
+# Check the format
+fmt-check:
+    cargo fmt --check
+
+# Clippy with warnings denied: default, no and all features
+lint:
+    cargo clippy --all-targets -- -D warnings
+    cargo clippy --all-targets --no-default-features -- -D warnings
+    cargo clippy --all-targets --all-features -- -D warnings
+
+# Everything CI checks
+ci:
+    bash .ci/run
+
+# Fast compile check
+check:
+    cargo check --all-targets
+
+# Dependencies: licences, advisories, sources (needs cargo-deny)
+deny:
+    cargo deny check
+
+# Docs, opened
+doc:
+    cargo doc --no-deps --open
+
+# Remove build artefacts
+clean:
+    cargo clean
+
+# Update dependencies
+update:
+    cargo update
