@@ -4,8 +4,8 @@
 //! call that did. `loom-tests/shutdown.rs` uses it, too.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize as Unseen, Ordering::Relaxed as Now};
+use std::sync::{Arc, OnceLock};
 
 use loom::thread;
 
@@ -25,11 +25,7 @@ pub(super) struct Fifo {
 
 impl Fifo {
     fn new() -> Self {
-        Self {
-            slots: std::array::from_fn(|_| AtomicU64::new(0)),
-            head: AtomicU64::new(0),
-            tail: AtomicU64::new(0),
-        }
+        Self { slots: std::array::from_fn(|_| AtomicU64::new(0)), head: AtomicU64::new(0), tail: AtomicU64::new(0) }
     }
 
     /// Where the head is and what it holds.
@@ -64,11 +60,10 @@ impl Waiting<usize> for Fifo {
 pub(super) trait Steps: Send + Sync + 'static {
     fn submit(&self) -> Submitted;
     fn enqueue(&self, command: usize, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice));
-    fn pump(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice));
     fn release(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice));
     fn note_pressure(&self, threshold: usize) -> bool;
     fn hold(&self);
-    fn unhold(&self);
+    fn resume(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice));
     fn close(&self);
     fn want_idle(&self) -> bool;
     fn status(&self) -> GateStatus;
@@ -81,9 +76,6 @@ impl Steps for Gate {
     fn enqueue(&self, command: usize, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
         self.enqueue(command, queue, admit, notice);
     }
-    fn pump(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
-        self.pump(queue, admit, notice);
-    }
     fn release(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
         self.release(queue, admit, notice);
     }
@@ -93,8 +85,9 @@ impl Steps for Gate {
     fn hold(&self) {
         self.hold(Hold::Unstarted);
     }
-    fn unhold(&self) {
+    fn resume(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
         self.unhold(Hold::Unstarted);
+        self.pump(queue, admit, notice);
     }
     fn close(&self) {
         self.close();
@@ -114,7 +107,7 @@ pub(super) enum Slip {
     None,
     /// `submit` decides by one look at the word and counts by a second access.
     SubmitInTwoSteps,
-    /// `submit` reads "closed" before it counts.
+    /// `submit` looks whether the gate is closed once, before it tries to count.
     ClosedReadFirst,
     /// `enqueue` does not fence.
     EnqueueFence,
@@ -128,10 +121,12 @@ pub(super) enum Slip {
     PumpLook,
     /// `release` looks at the word before it gives the permit back.
     ReleaseLooksFirst,
-    /// `unhold` is not followed by a pump.
-    UnholdWithoutPump,
+    /// Who ends a hold does not pump.
+    ResumeWithoutPump,
     /// `want_idle` looks at the word before it asks.
     IdleReadFirst,
+    /// A lane counts as idle when nothing runs, whatever waits.
+    IdleWhileWaiting,
     /// `note_pressure` looks at the word before it sets the bit.
     PressureInTwoSteps,
     /// `pump` sends the notice of relief only for a claim that finds a command.
@@ -178,7 +173,7 @@ impl Mutant {
     }
 
     fn is_idle(&self, word: u64) -> bool {
-        waiting(word) == 0 && free(word) == self.max
+        (waiting(word) == 0 || self.slip == Slip::IdleWhileWaiting) && free(word) == self.max
     }
 
     fn put_back(&self, notice: &mut impl FnMut(Notice)) -> bool {
@@ -202,44 +197,6 @@ impl Mutant {
                 Ok(_) => return Some(relieved),
                 Err(now) => word = now,
             }
-        }
-    }
-}
-
-impl Steps for Mutant {
-    fn submit(&self) -> Submitted {
-        let mut word = self.load();
-        loop {
-            if word & CLOSED != 0 {
-                return Submitted::Closed;
-            }
-            let admitted = word & HELD == 0 && waiting(word) == 0 && free(word) > 0;
-            let submitted = if admitted { Submitted::Admitted } else { Submitted::Queued };
-            let change = if admitted { FREE.wrapping_neg() } else { WAITING };
-            match self.slip {
-                Slip::SubmitInTwoSteps => {
-                    self.word.fetch_add(change, Ordering::AcqRel);
-                    return submitted;
-                }
-                Slip::ClosedReadFirst => word &= !CLOSED,
-                _ => {}
-            }
-            let closed = if self.slip == Slip::ClosedReadFirst { self.load() & CLOSED } else { 0 };
-            match self.exchange(word | closed, (word | closed).wrapping_add(change)) {
-                Ok(_) => return submitted,
-                Err(now) if self.slip == Slip::ClosedReadFirst => word = now & !CLOSED,
-                Err(now) => word = now,
-            }
-        }
-    }
-
-    fn enqueue(&self, command: usize, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
-        queue.push(command);
-        if self.slip != Slip::EnqueueFence {
-            fence(Ordering::SeqCst);
-        }
-        if self.slip != Slip::EnqueueLook && claimable(self.load()) {
-            self.pump(queue, admit, notice);
         }
     }
 
@@ -268,6 +225,40 @@ impl Steps for Mutant {
             }
         }
     }
+}
+
+impl Steps for Mutant {
+    fn submit(&self) -> Submitted {
+        let mut word = self.load();
+        let mut looks = true;
+        loop {
+            if looks && word & CLOSED != 0 {
+                return Submitted::Closed;
+            }
+            looks = self.slip != Slip::ClosedReadFirst;
+            let admitted = word & HELD == 0 && waiting(word) == 0 && free(word) > 0;
+            let submitted = if admitted { Submitted::Admitted } else { Submitted::Queued };
+            let change = if admitted { FREE.wrapping_neg() } else { WAITING };
+            if self.slip == Slip::SubmitInTwoSteps {
+                self.word.fetch_add(change, Ordering::AcqRel);
+                return submitted;
+            }
+            match self.exchange(word, word.wrapping_add(change)) {
+                Ok(_) => return submitted,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    fn enqueue(&self, command: usize, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
+        queue.push(command);
+        if self.slip != Slip::EnqueueFence {
+            fence(Ordering::SeqCst);
+        }
+        if self.slip != Slip::EnqueueLook && claimable(self.load()) {
+            self.pump(queue, admit, notice);
+        }
+    }
 
     fn release(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, mut notice: impl FnMut(Notice)) {
         if self.put_back(&mut notice) {
@@ -293,8 +284,11 @@ impl Steps for Mutant {
         self.word.fetch_or(HELD, Ordering::AcqRel);
     }
 
-    fn unhold(&self) {
+    fn resume(&self, queue: &Fifo, admit: impl FnMut(usize) -> bool, notice: impl FnMut(Notice)) {
         self.word.fetch_and(!HELD, Ordering::AcqRel);
+        if self.slip != Slip::ResumeWithoutPump {
+            self.pump(queue, admit, notice);
+        }
     }
 
     fn close(&self) {
@@ -312,4 +306,284 @@ impl Steps for Mutant {
         let (waiting, running) = (waiting(word) as usize, (self.max - free(word)) as usize);
         GateStatus { waiting, running, held: word & HELD != 0, paused: false }
     }
+}
+
+/// A lane whose commands run on the threads that admit them.
+pub(super) struct Lane<G> {
+    pub(super) gate: G,
+    pub(super) queue: Fifo,
+    max: u64,
+    /// Commands with a permit.
+    active: AtomicU64,
+    /// Commands that had their turn, the cancelled one included.
+    pub(super) settled: Unseen,
+    had_turn: [Unseen; COMMANDS],
+    /// A command that declines its permit.
+    cancelled: Option<usize>,
+    /// Pressure begun and ended.
+    pressed: Unseen,
+    relieved: Unseen,
+    /// Who waits for the lane to be idle.
+    drainer: OnceLock<thread::Thread>,
+}
+
+impl<G: Steps> Lane<G> {
+    pub(super) fn new(gate: G, max: u64) -> Self {
+        Self {
+            gate,
+            queue: Fifo::new(),
+            max,
+            active: AtomicU64::new(0),
+            settled: Unseen::new(0),
+            had_turn: [Unseen::new(0), Unseen::new(0), Unseen::new(0)],
+            cancelled: None,
+            pressed: Unseen::new(0),
+            relieved: Unseen::new(0),
+            drainer: OnceLock::new(),
+        }
+    }
+
+    /// False if the lane is closed.
+    pub(super) fn submit(&self, command: usize) -> bool {
+        let admitted = RefCell::new(Vec::new());
+        match self.gate.submit() {
+            Submitted::Admitted => self.take_permit(command, &admitted),
+            Submitted::Queued => {
+                self.gate.enqueue(command, &self.queue, |c| self.admit(c, &admitted), |n| self.notice(n));
+            }
+            Submitted::Closed | Submitted::Full => return false,
+        }
+        self.run(admitted);
+        true
+    }
+
+    /// Starts the lane, or lets it go on.
+    pub(super) fn resume(&self) {
+        let admitted = RefCell::new(Vec::new());
+        self.gate.resume(&self.queue, |c| self.admit(c, &admitted), |n| self.notice(n));
+        self.run(admitted);
+    }
+
+    /// Waits for a moment without work.
+    pub(super) fn drain(&self) {
+        let _first = self.drainer.set(thread::current());
+        while !self.gate.want_idle() {
+            thread::park();
+        }
+    }
+
+    fn admit(&self, command: usize, admitted: &RefCell<Vec<usize>>) -> bool {
+        if self.cancelled == Some(command) {
+            self.settle(command);
+            return false;
+        }
+        self.take_permit(command, admitted);
+        true
+    }
+
+    fn take_permit(&self, command: usize, admitted: &RefCell<Vec<usize>>) {
+        assert!(self.active.fetch_add(1, Ordering::Relaxed) < self.max, "more run than the maximum");
+        admitted.borrow_mut().push(command);
+    }
+
+    fn run(&self, admitted: RefCell<Vec<usize>>) {
+        loop {
+            let Some(command) = admitted.borrow_mut().pop() else { return };
+            self.settle(command);
+            self.active.fetch_sub(1, Ordering::Relaxed);
+            self.gate.release(&self.queue, |c| self.admit(c, &admitted), |n| self.notice(n));
+        }
+    }
+
+    pub(super) fn settle(&self, command: usize) {
+        assert_eq!(self.had_turn[command].fetch_add(1, Now), 0, "a command had two turns");
+        self.settled.fetch_add(1, Now);
+    }
+
+    fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::Idle => self.drainer.get().into_iter().for_each(thread::Thread::unpark),
+            Notice::Relieved => _ = self.relieved.fetch_add(1, Now),
+        }
+    }
+
+    /// Once every call has returned and nothing is held.
+    pub(super) fn assert_quiet(&self, accepted: usize) {
+        self.assert_settled(accepted);
+        let status = self.gate.status();
+        assert_eq!((status.waiting, status.running), (0, 0), "counted for ever");
+    }
+
+    pub(super) fn assert_settled(&self, accepted: usize) {
+        assert_eq!(self.settled.load(Now), accepted, "a command is stranded: {:?}", self.gate.status());
+    }
+}
+
+fn shipped(max: usize) -> impl Fn() -> Gate + Send + Sync {
+    move || Gate::new(max)
+}
+
+fn mutant(max: usize, slip: Slip) -> impl Fn() -> Mutant + Send + Sync {
+    move || Mutant::new(max, slip)
+}
+
+pub(super) fn spawn<G: Steps>(lane: &Arc<Lane<G>>, f: impl FnOnce(&Lane<G>) + 'static) -> thread::JoinHandle<()> {
+    let lane = Arc::clone(lane);
+    thread::spawn(move || f(&lane))
+}
+
+/// Three submitters to a lane that was started.
+fn submitters<G: Steps>(max: u64, gate: impl Fn() -> G + Send + Sync + 'static) -> impl Fn() + Send + Sync {
+    move || {
+        let lane = Arc::new(Lane::new(gate(), max));
+        lane.resume();
+        let others = [1, 2].map(|command| spawn(&lane, move |lane| assert!(lane.submit(command))));
+        assert!(lane.submit(0));
+        others.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        lane.assert_quiet(3);
+    }
+}
+
+/// Two submitters, one of whose commands is cancelled, to a lane that is paused and resumed meanwhile.
+fn held<G: Steps>(gate: impl Fn() -> G + Send + Sync + 'static) -> impl Fn() + Send + Sync {
+    move || {
+        let mut lane = Lane::new(gate(), 1);
+        lane.cancelled = Some(0);
+        lane.resume();
+        let lane = Arc::new(lane);
+        let others = [0, 1].map(|command| spawn(&lane, move |lane| assert!(lane.submit(command))));
+        lane.gate.hold();
+        lane.resume();
+        others.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        lane.assert_quiet(2);
+    }
+}
+
+/// Two submitters, and somebody who waits for the lane to be idle.
+fn drained<G: Steps>(gate: impl Fn() -> G + Send + Sync + 'static) -> impl Fn() + Send + Sync {
+    move || {
+        let lane = Arc::new(Lane::new(gate(), 1));
+        lane.resume();
+        let others = [spawn(&lane, Lane::drain), spawn(&lane, |lane| assert!(lane.submit(1)))];
+        assert!(lane.submit(0));
+        others.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        lane.assert_quiet(2);
+    }
+}
+
+/// Three submitters to a lane that is under pressure as soon as a command waits.
+fn pressed<G: Steps>(gate: impl Fn() -> G + Send + Sync + 'static) -> impl Fn() + Send + Sync {
+    move || {
+        let lane = Arc::new(Lane::new(gate(), 1));
+        lane.resume();
+        let submit = |lane: &Lane<G>, command| {
+            assert!(lane.submit(command));
+            if lane.gate.note_pressure(1) {
+                lane.pressed.fetch_add(1, Now);
+            }
+        };
+        let others = [1, 2].map(|command| spawn(&lane, move |lane| submit(lane, command)));
+        submit(&lane, 0);
+        others.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        lane.assert_quiet(3);
+        assert_eq!(lane.relieved.load(Now), lane.pressed.load(Now), "pressure and relief do not alternate");
+    }
+}
+
+#[test]
+fn three_submitters_to_one_permit() {
+    // Rules out: a command is queued while the last permit comes back, and neither side sees the other.
+    check(submitters(1, shipped(1)));
+}
+
+#[test]
+fn three_submitters_to_two_permits() {
+    // Rules out: a pump claims a command that is not there yet, and its submitter sees no permit.
+    check(submitters(2, shipped(2)));
+}
+
+#[test]
+fn a_hold_strands_nothing() {
+    // Rules out: a command is queued because the lane is held, and whoever resumes it does not see it.
+    check(held(shipped(1)));
+}
+
+#[test]
+fn the_idle_notice_is_never_missed() {
+    // Rules out: the last permit comes back between a look at the lane and the request for a notice.
+    check(drained(shipped(1)));
+}
+
+#[test]
+fn pressure_and_relief_alternate() {
+    // Rules out: a lane is marked as under pressure when nothing waits any more; a claim takes the mark and says nothing.
+    check(pressed(shipped(1)));
+}
+
+#[test]
+fn the_copy_that_mutants_are_made_of_keeps_the_promises() {
+    check(submitters(1, mutant(1, Slip::None)));
+    check(submitters(2, mutant(2, Slip::None)));
+    check(held(mutant(1, Slip::None)));
+    check(drained(mutant(1, Slip::None)));
+    check(pressed(mutant(1, Slip::None)));
+}
+
+#[test]
+fn mutant_that_submits_in_two_steps_runs_more_than_the_maximum() {
+    refute("more run than the maximum", submitters(1, mutant(1, Slip::SubmitInTwoSteps)));
+    refute("more run than the maximum", submitters(2, mutant(2, Slip::SubmitInTwoSteps)));
+}
+
+#[test]
+fn mutant_that_enqueues_without_a_fence_strands_a_command() {
+    // The run: the pump that claimed the command reads the queue as still empty, its submitter the word as still claimed.
+    refute("a command is stranded", submitters(1, mutant(1, Slip::EnqueueFence)));
+    refute("a command is stranded", submitters(2, mutant(2, Slip::EnqueueFence)));
+}
+
+#[test]
+fn mutant_that_does_not_look_after_it_enqueued_strands_a_command() {
+    refute("a command is stranded", submitters(1, mutant(1, Slip::EnqueueLook)));
+}
+
+#[test]
+fn mutant_that_pumps_without_giving_a_claim_back_strands_a_command() {
+    refute("a command is stranded", submitters(1, mutant(1, Slip::GiveBack)));
+    refute("a command is stranded", submitters(2, mutant(2, Slip::GiveBack)));
+}
+
+#[test]
+fn mutant_that_pumps_without_a_fence_strands_a_command() {
+    refute("a command is stranded", submitters(1, mutant(1, Slip::PumpFence)));
+    refute("a command is stranded", submitters(2, mutant(2, Slip::PumpFence)));
+}
+
+#[test]
+fn mutant_that_pumps_without_a_second_look_strands_a_command() {
+    refute("a command is stranded", submitters(1, mutant(1, Slip::PumpLook)));
+    refute("a command is stranded", submitters(2, mutant(2, Slip::PumpLook)));
+}
+
+#[test]
+fn mutant_that_looks_before_it_gives_a_permit_back_strands_a_command() {
+    refute("a command is stranded", submitters(1, mutant(1, Slip::ReleaseLooksFirst)));
+    refute("a command is stranded", submitters(2, mutant(2, Slip::ReleaseLooksFirst)));
+}
+
+#[test]
+fn mutant_that_resumes_without_a_pump_strands_a_command() {
+    refute("a command is stranded", held(mutant(1, Slip::ResumeWithoutPump)));
+}
+
+#[test]
+fn mutant_that_looks_before_it_asks_for_a_notice_misses_it() {
+    // The run: the last permit comes back between the two; the waiter parks for ever.
+    refute("deadlock", drained(mutant(1, Slip::IdleReadFirst)));
+}
+
+#[test]
+fn mutant_that_marks_or_unmarks_pressure_in_two_steps_loses_count() {
+    refute("do not alternate", pressed(mutant(1, Slip::PressureInTwoSteps)));
+    refute("do not alternate", pressed(mutant(1, Slip::ReliefAfterPop)));
 }

@@ -1,10 +1,9 @@
 //! A monitor: looks at a queue at intervals and warns in the log.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::executor::sleep;
+use crate::executor::{Task, sleep};
 use crate::queue::{CommandQueue, QueueStats};
 
 /// The shortest interval: a shorter one counts as this.
@@ -35,7 +34,7 @@ impl Default for MonitorConfig {
 pub struct QueueMonitor {
     queue: Arc<CommandQueue>,
     config: MonitorConfig,
-    running: AtomicBool,
+    watching: Mutex<Option<Task<()>>>,
 }
 
 impl QueueMonitor {
@@ -48,33 +47,38 @@ impl QueueMonitor {
     /// A monitor with these settings.
     #[must_use]
     pub fn with_config(queue: Arc<CommandQueue>, config: MonitorConfig) -> Self {
-        Self { queue, config, running: AtomicBool::new(false) }
+        Self { queue, config, watching: Mutex::new(None) }
     }
 
     /// Looks at the queue every interval, in the background, until [`QueueMonitor::stop`] or until the last reference to
     /// this monitor is dropped. Starting it again while it runs changes nothing. Async as in a3s-lane; never waits.
     pub async fn start(self: Arc<Self>) {
-        if self.running.swap(true, Ordering::AcqRel) {
+        let mut watching = self.watching();
+        if watching.is_some() {
             return;
         }
         let interval = self.config.interval.max(INTERVAL_MIN);
-        let executor = self.queue.executor().clone();
         let monitor: Weak<Self> = Arc::downgrade(&self);
-        let watching = async move {
+        let looks = async move {
             loop {
                 sleep(interval).await;
-                let Some(monitor) = monitor.upgrade().filter(|monitor| monitor.running.load(Ordering::Acquire)) else {
-                    return;
-                };
+                let Some(monitor) = monitor.upgrade() else { return };
                 monitor.check();
             }
         };
-        executor.spawn(PRIORITY, watching).detach();
+        *watching = Some(self.queue.executor().spawn(PRIORITY, looks));
     }
 
-    /// Stops looking; the background task ends at its next turn.
+    /// Stops looking. It can be started again.
     pub fn stop(&self) {
-        self.running.store(false, Ordering::Release);
+        if let Some(task) = self.watching().take() {
+            // Takes effect at once, awaited or not.
+            drop(task.cancel());
+        }
+    }
+
+    fn watching(&self) -> MutexGuard<'_, Option<Task<()>>> {
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The queue's numbers now. Async as in a3s-lane; never waits.
@@ -98,5 +102,11 @@ impl QueueMonitor {
         if stats.total_active > active_warning_threshold {
             tracing::warn!(active = stats.total_active, threshold = active_warning_threshold, "many commands active");
         }
+    }
+}
+
+impl Drop for QueueMonitor {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

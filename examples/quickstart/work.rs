@@ -1,6 +1,6 @@
 //! From a list of files to an index: what runs in which lane.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -53,7 +53,7 @@ type SharedIndex = Arc<RwLock<Index>>;
 pub(crate) async fn index_files(lanes: &Lanes, folder: &Path, listing: &Listing, word: &str) -> Result<Outcome> {
     let index = SharedIndex::default();
     let bar = progress("counting", listing.files.len());
-    let answers = RefCell::default();
+    let answers = Cell::default();
     let most_waiting = Cell::default();
 
     let work = pin!(async {
@@ -191,18 +191,15 @@ impl TypedCommand for CharacteristicWords {
 }
 
 /// Lane `query`: how often does this word occur so far?
-async fn keep_asking(lanes: &Lanes, index: &SharedIndex, word: &str, answers: &RefCell<Answers>) -> Result<Infallible> {
+async fn keep_asking(lanes: &Lanes, index: &SharedIndex, word: &str, answers: &Cell<Answers>) -> Result<Infallible> {
     loop {
         let (index, word) = (Arc::clone(index), word.to_owned());
         let query = lanes.submit_once(lane_ids::QUERY, "look up", move || async move {
             Ok(index.read().unwrap_or_else(PoisonError::into_inner).count_of(&word))
         })?;
         let last = query.await??;
-        {
-            let mut answers = answers.borrow_mut();
-            let first = if answers.count == 0 { last } else { answers.first };
-            *answers = Answers { count: answers.count + 1, first, last };
-        }
+        let Answers { count, first, .. } = answers.get();
+        answers.set(Answers { count: count + 1, first: if count == 0 { last } else { first }, last });
         sleep(TIME_BETWEEN_QUERIES).await;
     }
 }

@@ -39,7 +39,7 @@ pub use stats::{ShutdownReport, WorkerStats};
 pub use task::{Cancel, Task, TaskError};
 pub(crate) use task::{Runnable, TaskRef, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
-pub(crate) use watch::Watched;
+pub(crate) use watch::{Watched, expiring_waker};
 pub(crate) use worker::Local;
 
 use event_listener::Event;
@@ -374,14 +374,10 @@ pub fn should_yield() -> bool {
     Local::with_any(|local| local.is_some_and(Local::should_yield))
 }
 
-/// Runs code of others (wakers, destructors) whose panic must not end a worker.
-pub(crate) fn contain(f: impl FnOnce()) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(f)) {
+/// Wakers are others' code, whose panic must not end a worker.
+fn wake_contained(waker: Waker) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
         tracing::error!(panic = panic_message(payload.as_ref()), "a waker panicked on a worker; contained");
         std::mem::forget(payload);
     }
-}
-
-fn wake_contained(waker: Waker) {
-    contain(|| waker.wake());
 }

@@ -211,9 +211,10 @@ impl TaskRef {
     /// The metadata.
     pub(crate) fn meta(&self) -> &Meta {
         // SAFETY: `new` made this from the metadata in the cell and gave it to the cell's future and to its handle only.
-        // Both keep the cell alive and in place; the handle checks that it is attached (`Task::meta`), and the watch,
-        // which borrows the future's, does so under the lock of a slot that the future clears before it goes on. The
-        // metadata is never borrowed mutably before the cell is destroyed, after both.
+        // Both keep the cell alive and in place; the handle checks that it is attached (`Task::meta`). The watch borrows
+        // the future's, under the lock of a slot that the future clears before it goes on, or along with a waker of the
+        // task, which keeps the cell, too. The metadata is never borrowed mutably before the cell is destroyed, after all
+        // of them.
         unsafe { self.0.as_ref() }
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! A deadline is normally seen by the attempt itself, at an await. One that blocks its worker never gets there, so a
 //! worker shows what it polls in a slot of its own while the attempt has a deadline, and one thread looks at the slots
-//! when the earliest deadline passes. The thread is started for the first such attempt, sleeps without a timer while
-//! none is polled, and wakes at most once per timeout period while some are. It also fires timers whose owner is stuck.
+//! when the earliest deadline passes. The thread is started for the first such attempt and sleeps without a timer while
+//! there is neither such an attempt nor any timer. It also fires timers whose owner is stuck.
 //!
 //! `next` is when the thread looks next. A worker shows its attempt, fences, and reads `next`; the thread writes `next`,
 //! fences, and reads the slots: one of them sees the other.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
 use super::life::End;
 use super::shared::{Phase, Shared};
-use super::task::TaskRef;
+use super::task::{Meta, TaskRef};
 use super::worker::Local;
 use crate::clock::{Clock, Tick};
 
@@ -52,6 +53,30 @@ impl Watch {
 
     fn slot(&self, worker: usize) -> MutexGuard<'_, Option<Shown>> {
         self.slots[worker].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A waker for the timer of an attempt's deadline: ends the task, then wakes it to notice.
+///
+/// The task's end must not wait for its poll, since every worker may be busy with something else.
+pub(crate) fn expiring_waker(task: TaskRef, waker: &Waker) -> Waker {
+    struct Expire {
+        // Keeps the task's cell, and so `task`, alive.
+        waker: Waker,
+        task: TaskRef,
+    }
+    impl Wake for Expire {
+        fn wake(self: Arc<Self>) {
+            expire(self.task.meta());
+            self.waker.wake_by_ref();
+        }
+    }
+    Arc::new(Expire { waker: waker.clone(), task }).into()
+}
+
+fn expire(meta: &Meta) {
+    if meta.life.try_end(End::Expired).is_ok() {
+        meta.early.wake();
     }
 }
 
@@ -135,6 +160,8 @@ impl Shared {
         self.watch.next.store(u64::MAX, Ordering::Release);
         fence(Ordering::SeqCst);
         let mut next = Tick::NEVER;
+        // Woken without a lock: it is others' code.
+        let mut woken = Vec::new();
         for (worker, remote) in self.workers.iter().enumerate() {
             {
                 let mut slot = self.watch.slot(worker);
@@ -142,7 +169,7 @@ impl Shared {
                     Some((deadline, task)) if deadline <= now => {
                         let meta = task.meta();
                         if meta.life.try_end(End::Expired).is_ok() {
-                            super::contain(|| meta.early.wake());
+                            woken.extend(meta.early.take());
                         }
                         *slot = None;
                     }
@@ -150,13 +177,12 @@ impl Shared {
                     None => {}
                 }
             }
-            let timer = remote.timers.next_hint();
-            if timer.plus(TIMER_GRACE) <= now {
-                let mut due = Vec::new();
-                remote.timers.take_due(now, &mut due);
-                due.into_iter().for_each(super::wake_contained);
+            if remote.timers.next_hint().plus(TIMER_GRACE) <= now {
+                remote.timers.take_due(now, &mut woken);
             }
+            next = next.min(remote.timers.next_hint().plus(TIMER_GRACE));
         }
+        woken.into_iter().for_each(super::wake_contained);
         let next = self.watch.next.fetch_min(next.as_nanos(), Ordering::AcqRel).min(next.as_nanos());
         Tick::from_nanos(next)
     }

@@ -150,6 +150,10 @@ impl Gate {
         mut notice: impl FnMut(Notice),
     ) {
         while let Some(relieved) = self.claim() {
+            if relieved {
+                // Even if the claim is given back: it has taken the mark of pressure away.
+                notice(Notice::Relieved);
+            }
             let Some(item) = queue.pop() else {
                 // Its submitter has counted it and not pushed it yet.
                 self.word.fetch_add(WAITING + FREE, Ordering::AcqRel);
@@ -160,9 +164,6 @@ impl Gate {
                 }
                 continue;
             };
-            if relieved {
-                notice(Notice::Relieved);
-            }
             if !admit(item) {
                 let _more = self.put_back(&mut notice);
             }
@@ -222,10 +223,15 @@ impl Gate {
 
     /// True for the one caller that finds `threshold` commands waiting in a lane not yet under pressure.
     pub(crate) fn note_pressure(&self, threshold: usize) -> bool {
-        let word = self.word.load(Ordering::Relaxed);
-        word & PRESSURED == 0
-            && waiting(word) >= threshold as u64
-            && self.word.fetch_or(PRESSURED, Ordering::AcqRel) & PRESSURED == 0
+        let mut word = self.word.load(Ordering::Relaxed);
+        // One step: were the lane empty by the time the mark is set, no claim would take it away again.
+        while word & PRESSURED == 0 && waiting(word) >= threshold as u64 {
+            match self.word.compare_exchange_weak(word, word | PRESSURED, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
     }
 
     /// Holds waiting commands back from now on; those admitted run on.

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use super::ambient::Ambient;
 use crate::error::Result;
 use crate::executor::life::End;
-use crate::executor::{Sleep, TaskRef, Watched, panic_message};
+use crate::executor::{Sleep, TaskRef, Watched, expiring_waker, panic_message};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -31,9 +31,10 @@ pin_project! {
         future: Option<F>,
         task: TaskRef,
         ambient: Option<&'a dyn Ambient>,
-        // Its timer is set when the command first has to wait; one that does not costs none.
         #[pin]
         deadline: Option<Sleep>,
+        // What its timer wakes. Both are set when the command first has to wait; one that does not costs neither.
+        expiry: Option<Waker>,
     }
 }
 
@@ -42,7 +43,7 @@ impl<'a, F> Attempt<'a, F> {
     pub(super) fn new(future: F, task: TaskRef, ambient: Option<&'a dyn Ambient>, timeout: Option<Duration>) -> Self {
         let shared = task.meta().shared;
         let deadline = timeout.map(|timeout| Sleep::until(shared, shared.clock.now().plus(timeout)));
-        Self { future: Some(future), task, ambient, deadline }
+        Self { future: Some(future), task, ambient, deadline, expiry: None }
     }
 }
 
@@ -52,37 +53,39 @@ impl<F: Future<Output = Result<T>>, T> Future for Attempt<'_, F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
         let mut this = self.project();
         let task = *this.task;
+        let expired = || task.meta().life.end() == Some(End::Expired);
         let mut polled = Poll::Pending;
-        let panicked = {
+        let mut ran = Ok(());
+        if !expired() {
             // A poll that blocks past the deadline never gets to see it; the watch does.
             let _watched = this.deadline.as_ref().as_pin_ref().map(|sleep| Watched::new(task, sleep.deadline()));
-            guard(*this.ambient, || {
+            ran = guard(*this.ambient, || {
                 if let Some(future) = this.future.as_mut().as_pin_mut() {
                     polled = future.poll(cx);
                 }
                 if polled.is_ready() {
                     this.future.set(None);
                 }
-            })
+            });
+        }
+        let outcome = match (ran, polled) {
+            (Err(message), _) => Outcome::Panicked(message),
+            (Ok(()), Poll::Ready(result)) => return Poll::Ready(Outcome::Returned(result)),
+            (Ok(()), Poll::Pending) => {
+                let Some(sleep) = this.deadline.as_mut().as_pin_mut() else { return Poll::Pending };
+                let due = sleep.deadline();
+                let expiry = this.expiry.get_or_insert_with(|| expiring_waker(task, cx.waker()));
+                if !expired() && sleep.poll(&mut Context::from_waker(expiry)).is_pending() {
+                    task.meta().shared.look_by_timer(due);
+                    return Poll::Pending;
+                }
+                Outcome::TimedOut
+            }
         };
-        if let Err(message) = panicked {
-            // What is left of it may panic again.
-            let _ = guard(*this.ambient, || this.future.set(None));
-            return Poll::Ready(Outcome::Panicked(message));
-        }
-        if let Poll::Ready(result) = polled {
-            return Poll::Ready(Outcome::Returned(result));
-        }
-        let Some(deadline) = this.deadline.as_mut().as_pin_mut() else { return Poll::Pending };
-        let due = deadline.deadline();
-        let expired = task.meta().life.end() == Some(End::Expired);
-        if !expired && deadline.poll(cx).is_pending() {
-            task.meta().shared.look_by_timer(due);
-            return Poll::Pending;
-        }
-        Poll::Ready(match guard(*this.ambient, || this.future.set(None)) {
-            Ok(()) => Outcome::TimedOut,
-            Err(message) => Outcome::Panicked(message),
+        // What is left of it may panic (again).
+        Poll::Ready(match (guard(*this.ambient, || this.future.set(None)), outcome) {
+            (Err(message), Outcome::TimedOut) => Outcome::Panicked(message),
+            (_, outcome) => outcome,
         })
     }
 }

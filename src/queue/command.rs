@@ -108,8 +108,15 @@ impl<C: TypedCommand> Job for Typed<C> {
 
 /// A closure that makes a future, to run once.
 pub(crate) struct Once<F> {
-    pub(crate) command_type: Cow<'static, str>,
-    pub(crate) make: Option<F>,
+    command_type: Cow<'static, str>,
+    /// None once it has run.
+    make: Option<F>,
+}
+
+impl<F> Once<F> {
+    pub(crate) fn new(command_type: impl Into<Cow<'static, str>>, make: F) -> Self {
+        Self { command_type: command_type.into(), make: Some(make) }
+    }
 }
 
 impl<F, Fut, T> Job for Once<F>

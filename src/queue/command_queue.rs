@@ -193,7 +193,7 @@ impl CommandQueue {
         Fut: Future<Output = Result<T>> + Send,
         T: Send + 'static,
     {
-        Ok(self.accept(lane_id, Once { command_type: command_type.into(), make: Some(make) })?)
+        Ok(self.accept(lane_id, Once::new(command_type, make))?)
     }
 
     fn accept<J: Job>(&self, lane_id: &str, job: J) -> Result<Ticket<J::Output>, Rejected<J>> {

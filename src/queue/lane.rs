@@ -1,6 +1,8 @@
 //! A lane: admits commands through its gate and hands them to the executor.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::future::Future;
 use std::sync::{Arc, OnceLock, Weak};
 
 use crossbeam_queue::SegQueue;
@@ -8,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::ambient::Ambient;
-use super::command::{Command, Job, Typed, TypedCommand};
+use super::command::{Command, Job, Once, Typed, TypedCommand};
 use super::command_queue::CommandQueue;
 use super::config::LaneConfig;
 use super::settle::{self, Accepted};
@@ -126,6 +128,24 @@ impl Lane {
     /// As [`Lane::try_submit`].
     pub fn submit_typed<C: TypedCommand>(&self, command: C) -> Result<Ticket<C::Output>, Rejected<C>> {
         self.accept(Typed(command)).map_err(|Rejected { error, command: Typed(command) }| Rejected { error, command })
+    }
+
+    /// Accepts a closure that makes a future, which runs once. `command_type` names it in events.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::try_submit`].
+    pub fn submit_fn<F, Fut, T>(
+        &self,
+        command_type: impl Into<Cow<'static, str>>,
+        make: F,
+    ) -> Result<Ticket<T>, LaneError>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, LaneError>> + Send,
+        T: Send + 'static,
+    {
+        Ok(self.accept(Once::new(command_type, make))?)
     }
 
     /// One consistent look at the lane. Async as in a3s-lane; never waits.

@@ -51,7 +51,7 @@ fn tasks_spawned_by_tasks_all_run() {
 fn a_panic_is_the_tasks_result_and_nobody_elses() {
     on_workers(|executor| {
         let panics = executor.spawn(0, async { panic!("on purpose") });
-        let error: TaskError = block_on(async { panics.await.map(|()| ()) }).unwrap_err();
+        let error: TaskError = block_on(panics).unwrap_err();
         let TaskError::Panicked(payload) = error else { panic!("{error:?}") };
         assert_eq!(payload.downcast_ref::<&str>(), Some(&"on purpose"));
         assert_eq!(block_on(executor.spawn(0, async { 1 })).unwrap(), 1);
@@ -313,8 +313,9 @@ fn zero_and_too_many_workers_are_refused_with_a_hint() {
 fn a_timer_set_from_outside_wakes_a_sleeping_worker() {
     on_workers(|executor| {
         // Made on a worker, polled by this thread: set from outside.
-        let far = block_on(executor.spawn(0, async { sleep(Duration::from_millis(30)) })).unwrap();
-        let near = block_on(executor.spawn(0, async { sleep(Duration::from_millis(5)) })).unwrap();
+        let made = |ms| async move { [sleep(Duration::from_millis(ms))] };
+        let [far] = block_on(executor.spawn(0, made(30))).unwrap();
+        let [near] = block_on(executor.spawn(0, made(5))).unwrap();
         block_on(async {
             futures::join!(far, near);
         });

@@ -85,8 +85,7 @@ fn the_same_seed_gives_the_same_run() {
             simulation.executor().spawn(3, task).detach();
         }
         simulation.run_until_idle();
-        let order = order.lock().unwrap().clone();
-        order
+        std::mem::take(&mut *order.lock().unwrap())
     };
     assert_eq!(run(11), run(11));
     assert_ne!(run(11), run(12), "the seed decides nothing");

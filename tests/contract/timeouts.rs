@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use corelane::{LaneConfig, LaneError, Simulation, sleep, yield_now};
 
-use crate::support::{Barrier, block_on, eventually, manager, on_workers};
+use crate::support::{Barrier, Gauge, block_on, eventually, manager, on_workers};
 
-const LIMIT: Duration = Duration::from_millis(30);
+const LIMIT: Duration = Duration::from_millis(50);
 
 #[test]
 fn a_command_that_waits_is_given_up_at_its_deadline() {
@@ -90,7 +90,7 @@ fn a_command_that_blocks_after_an_await_times_out_too() {
 }
 
 #[test]
-fn a_waiting_command_times_out_while_another_blocks_its_worker() {
+fn a_waiting_command_times_out_while_others_block_every_worker() {
     on_workers(|executor| {
         let lanes = [("api", LaneConfig::new(1, 8).with_timeout(LIMIT), 0), ("cpu", LaneConfig::new(1, 8), 1)];
         let manager = manager(executor, &lanes);
@@ -105,25 +105,23 @@ fn a_waiting_command_times_out_while_another_blocks_its_worker() {
         };
         let waiting = manager.submit_fn("api", "waits", waits).unwrap();
         eventually("it waits", || armed.load(Ordering::SeqCst));
+        let blocked = Gauge::default();
         let blocking: Vec<_> = (0..executor.workers())
             .map(|_| {
-                let go = go.clone();
-                manager.submit_fn("cpu", "blocks", move || async move { Ok(go.wait()) }).unwrap()
+                let (go, blocked) = (go.clone(), blocked.clone());
+                let blocks = move || async move {
+                    let _inside = blocked.enter();
+                    Ok(go.wait())
+                };
+                manager.submit_fn("cpu", "blocks", blocks).unwrap()
             })
             .collect();
-        let opener = go.clone();
-        // Far later than the deadline: were the timeout to wait for a worker, this would be seen below.
-        let late = std::thread::spawn(move || {
-            std::thread::sleep(LIMIT * 20);
-            opener.open();
-        });
-        if executor.workers() > 1 {
-            // One worker stays free to drop the attempt only if it is not blocked: so open as soon as the timer fired.
-        }
+        eventually("all workers blocked", || blocked.now() == executor.workers());
+        // Only now does anybody wait for it, and no worker is free to drop it.
         let result = block_on(waiting).unwrap();
         assert!(matches!(result, Err(LaneError::Timeout(_))), "{result:?}");
+        assert_eq!(block_on(manager.stats()).unwrap().lanes["api"].active, 1, "it has not stopped yet");
         go.open();
-        late.join().unwrap();
         blocking.into_iter().for_each(|ticket| block_on(ticket).unwrap().unwrap());
     });
 }
