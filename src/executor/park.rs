@@ -2,7 +2,7 @@
 //!
 //! Owns one word that says who sleeps and how many search; knows nothing of tasks or threads. `worker` calls it to go to
 //! sleep, everyone who publishes work calls [`Idle::notify`]. Never: published work waits while every worker sleeps.
-//! `README.md` beside this file argues it; `loom-tests/park.rs` tries to break it.
+//! `park.README.md` beside this file argues it; `loom-tests/park.rs` tries to break it.
 
 use crossbeam_utils::CachePadded;
 

@@ -22,7 +22,7 @@ use super::task::Runnable;
 use super::timers::Timers;
 use super::waiting::Waiting;
 use super::watch::Watch;
-use super::worker::Local;
+use super::worker::{Local, priorities};
 use crate::clock::Clock;
 
 /// Priorities 0 (best) to 63.
@@ -219,15 +219,7 @@ impl Shared {
 
     /// Whether any queue holds an item: exact for what was published before.
     pub(crate) fn work_waits(&self) -> bool {
-        let mut hot = self.ready.hot();
-        while hot != 0 {
-            let priority = hot.trailing_zeros() as u8;
-            hot &= hot - 1;
-            if self.workers.iter().any(|worker| worker.occupied(priority)) {
-                return true;
-            }
-        }
-        false
+        priorities(self.ready.hot()).any(|priority| self.workers.iter().any(|worker| worker.occupied(priority)))
     }
 
     pub(crate) fn task_created(&'static self) {

@@ -288,10 +288,8 @@ impl Local {
 
     /// Takes the best task of the given priorities from other workers.
     #[cold]
-    fn steal_best(&self, mut priorities: u64, idle: bool) -> Option<Runnable> {
-        while priorities != 0 {
-            let priority = priorities.trailing_zeros() as u8;
-            priorities &= priorities - 1;
+    fn steal_best(&self, mask: u64, idle: bool) -> Option<Runnable> {
+        for priority in priorities(mask) {
             let stolen = self.victims().find_map(|victim| self.steal(victim, priority, idle));
             if stolen.is_some() {
                 self.remote().counters.steals.add(1);
@@ -342,14 +340,12 @@ impl Local {
     }
 
     /// A thief's clearing of a mask may have missed a local push, which goes without a fence.
-    fn announce_again(&self, mut hidden: u64) {
-        while hidden != 0 {
-            let priority = hidden.trailing_zeros() as u8;
-            hidden &= hidden - 1;
-            if self.deques[usize::from(priority)].get().is_some_and(|deque| !deque.is_empty()) {
-                self.shared.ready.announce_local(self.index, priority);
-            } else {
+    fn announce_again(&self, hidden: u64) {
+        for priority in priorities(hidden) {
+            if self.deque(priority).is_empty() {
                 self.nonempty.set(self.nonempty.get() & !(1 << priority));
+            } else {
+                self.shared.ready.announce_local(self.index, priority);
             }
         }
     }
@@ -362,7 +358,7 @@ impl Local {
 
     /// At a dispatch: a sleeper that missed a local push (which goes without a fence) is woken if work is left over.
     fn wake_for_local_work_waiting(&self) {
-        if !self.shared.idle.nobody_to_wake() && self.deques.iter().filter_map(OnceCell::get).any(|d| !d.is_empty()) {
+        if !self.shared.idle.nobody_to_wake() && priorities(self.nonempty.get()).any(|p| !self.deque(p).is_empty()) {
             self.wake_one();
         }
     }
@@ -401,6 +397,15 @@ impl Local {
         self.random.set(x);
         x
     }
+}
+
+/// The priorities of a mask, best first.
+pub(super) fn priorities(mut mask: u64) -> impl Iterator<Item = u8> {
+    std::iter::from_fn(move || {
+        let best = (mask != 0).then(|| mask.trailing_zeros() as u8);
+        mask &= mask.wrapping_sub(1);
+        best
+    })
 }
 
 /// See [`Local::enter`].
