@@ -522,6 +522,7 @@ fn pressure_and_relief_alternate() {
 
 #[test]
 fn the_copy_that_mutants_are_made_of_keeps_the_promises() {
+    // The runs that the mutants fail are due to what they leave out.
     check(submitters(1, mutant(1, Slip::None)));
     check(submitters(2, mutant(2, Slip::None)));
     check(held(mutant(1, Slip::None)));
@@ -531,6 +532,7 @@ fn the_copy_that_mutants_are_made_of_keeps_the_promises() {
 
 #[test]
 fn mutant_that_submits_in_two_steps_runs_more_than_the_maximum() {
+    // The run: two submitters see the last permit.
     refute("more run than the maximum", submitters(1, mutant(1, Slip::SubmitInTwoSteps)));
     refute("more run than the maximum", submitters(2, mutant(2, Slip::SubmitInTwoSteps)));
 }
@@ -544,35 +546,41 @@ fn mutant_that_enqueues_without_a_fence_strands_a_command() {
 
 #[test]
 fn mutant_that_does_not_look_after_it_enqueued_strands_a_command() {
+    // The run: the last permit comes back, its pump finds the command not there yet, then it is pushed.
     refute("a command is stranded", submitters(1, mutant(1, Slip::EnqueueLook)));
 }
 
 #[test]
 fn mutant_that_pumps_without_giving_a_claim_back_strands_a_command() {
+    // The run: a pump takes the count and the permit of a command that is pushed later.
     refute("a command is stranded", submitters(1, mutant(1, Slip::GiveBack)));
     refute("a command is stranded", submitters(2, mutant(2, Slip::GiveBack)));
 }
 
 #[test]
 fn mutant_that_pumps_without_a_fence_strands_a_command() {
+    // The run: as without the fence of `enqueue`; one side alone orders nothing.
     refute("a command is stranded", submitters(1, mutant(1, Slip::PumpFence)));
     refute("a command is stranded", submitters(2, mutant(2, Slip::PumpFence)));
 }
 
 #[test]
 fn mutant_that_pumps_without_a_second_look_strands_a_command() {
+    // The run: the command is pushed, and its submitter looks, between the pop and the return of the claim.
     refute("a command is stranded", submitters(1, mutant(1, Slip::PumpLook)));
     refute("a command is stranded", submitters(2, mutant(2, Slip::PumpLook)));
 }
 
 #[test]
 fn mutant_that_looks_before_it_gives_a_permit_back_strands_a_command() {
+    // The run: a command is queued between the look and the return; its submitter saw no permit.
     refute("a command is stranded", submitters(1, mutant(1, Slip::ReleaseLooksFirst)));
     refute("a command is stranded", submitters(2, mutant(2, Slip::ReleaseLooksFirst)));
 }
 
 #[test]
 fn mutant_that_resumes_without_a_pump_strands_a_command() {
+    // The run: the command is queued while the lane is held.
     refute("a command is stranded", held(mutant(1, Slip::ResumeWithoutPump)));
 }
 
@@ -584,6 +592,7 @@ fn mutant_that_looks_before_it_asks_for_a_notice_misses_it() {
 
 #[test]
 fn mutant_that_marks_or_unmarks_pressure_in_two_steps_loses_count() {
+    // The runs: the lane empties before it is marked; the claim that takes the mark finds no command and says nothing.
     refute("do not alternate", pressed(mutant(1, Slip::PressureInTwoSteps)));
     refute("do not alternate", pressed(mutant(1, Slip::ReliefAfterPop)));
 }

@@ -176,21 +176,25 @@ fn a_task_ends_once_and_everybody_learns_how() {
 
 #[test]
 fn the_copy_that_mutants_are_made_of_keeps_the_promise() {
+    // The runs that the mutants fail are due to what they do wrong.
     check(ending(3, mutant(Slip::None)));
 }
 
 #[test]
 fn mutant_that_ends_in_two_steps_ends_twice() {
+    // The run: both look before either sets its bit.
     refute("not exactly one end", ending(3, mutant(Slip::EndInTwoSteps)));
 }
 
 #[test]
 fn mutant_that_overwrites_loses_a_bit() {
+    // The runs: a bit is set between the look and the write, and the write does not know it.
     refute("told of another end", ending(1, mutant(Slip::StartOverwrites)));
     refute("a bit was lost", ending(1, mutant(Slip::EndOverwrites)));
 }
 
 #[test]
 fn mutant_without_order_hides_the_winners_reason() {
+    // The run: the loser reads the end and then an old reason.
     refute("the loser does not see", ending(3, mutant(Slip::EndRelaxed)));
 }

@@ -18,6 +18,7 @@ use crate::sync::atomic::{AtomicU8, Ordering};
 /// The step that a mutant leaves out or does wrong.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Slip {
+    /// None: the steps that ship.
     None,
     /// A worker does not look again once its sleep bit is set.
     NoRecheck,

@@ -269,6 +269,7 @@ fn a_local_push_is_visible_after_its_owners_next_dispatch() {
 
 #[test]
 fn the_copy_that_mutants_are_made_of_keeps_the_promises() {
+    // The runs that the mutants fail are due to what they leave out.
     check(outside(mutant(Slip::None)));
     check(local(mutant(Slip::None)));
 }
@@ -281,6 +282,7 @@ fn mutant_that_announces_without_a_fence_hides_an_item() {
 
 #[test]
 fn mutant_that_retracts_without_a_fence_hides_an_item() {
+    // The run: as without the fence of `announce`; one side alone orders nothing.
     refute("hidden: the worker's bit", outside(mutant(Slip::RetractFence)));
     refute("hidden: the executor's bit", outside(mutant(Slip::HotFence)));
     refute("hidden: the executor's bit", local(mutant(Slip::HotFence)));
@@ -288,6 +290,7 @@ fn mutant_that_retracts_without_a_fence_hides_an_item() {
 
 #[test]
 fn mutant_that_retracts_without_a_second_look_hides_an_item() {
+    // The run: the item is pushed between the look that found nothing and the clearing.
     refute("hidden: the worker's bit", outside(mutant(Slip::RetractLook)));
     refute("hidden: the executor's bit", outside(mutant(Slip::HotLook)));
     refute("hidden: the executor's bit", local(mutant(Slip::HotLook)));

@@ -125,20 +125,24 @@ fn an_abandoned_lane_that_is_resumed_keeps_no_command() {
 
 #[test]
 fn the_copy_that_mutants_are_made_of_keeps_the_promise() {
+    // The runs that the mutants fail are due to what they leave out.
     check(closing(mutant(Slip::None)));
 }
 
 #[test]
 fn mutant_that_reads_closed_before_it_counts_is_drained_too_early() {
+    // The run: open, closed, idle, counted.
     refute("the drain ended before", closing(mutant(Slip::ClosedReadFirst)));
 }
 
 #[test]
 fn mutant_that_takes_a_held_lane_for_idle_is_drained_too_early() {
+    // The run: a command waits for the lane to be started, and the drain ends.
     refute("the drain ended before", closing(mutant(Slip::IdleWhileWaiting)));
 }
 
 #[test]
 fn mutant_that_does_not_look_whether_the_queue_is_gone_strands_a_command() {
+    // The run: counted, queue dropped and lane emptied, pushed.
     refute("a command is stranded", abandoned(false, false));
 }

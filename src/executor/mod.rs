@@ -37,7 +37,7 @@ use std::time::Duration;
 pub(crate) use park::MAX_WORKERS;
 pub use stats::{ShutdownReport, WorkerStats};
 pub use task::{Cancel, Task, TaskError};
-pub(crate) use task::{Runnable, TaskRef, panic_message};
+pub(crate) use task::{Runnable, TaskRef, discard_panic, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
 pub(crate) use watch::{Watched, expiring_waker};
 pub(crate) use worker::Local;
@@ -378,6 +378,6 @@ pub fn should_yield() -> bool {
 fn wake_contained(waker: Waker) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
         tracing::error!(panic = panic_message(payload.as_ref()), "a waker panicked on a worker; contained");
-        std::mem::forget(payload);
+        discard_panic(payload);
     }
 }

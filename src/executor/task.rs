@@ -331,9 +331,16 @@ impl<T> Drop for Output<T> {
     }
 }
 
-/// Nobody is left to return this to; the payload is leaked, since dropping it may panic in turn.
+/// Nobody is left to return this to.
 #[cold]
 fn report_destructor_panic(payload: Box<dyn Any + Send>) {
     tracing::error!(panic = panic_message(payload.as_ref()), "a destructor panicked on a worker; contained");
-    std::mem::forget(payload);
+    discard_panic(payload);
+}
+
+/// Drops what something panicked with. Its destructor may panic in turn; what that panics with is leaked.
+pub(crate) fn discard_panic(payload: Box<dyn Any + Send>) {
+    if let Err(again) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
+        std::mem::forget(again);
+    }
 }

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use super::ambient::Ambient;
 use crate::error::Result;
 use crate::executor::life::End;
-use crate::executor::{Sleep, TaskRef, Watched, expiring_waker, panic_message};
+use crate::executor::{Sleep, TaskRef, Watched, discard_panic, expiring_waker, panic_message};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -98,8 +98,7 @@ fn guard(ambient: Option<&dyn Ambient>, mut code: impl FnMut()) -> Result<(), St
     }));
     ran.map_err(|payload| {
         let message = panic_message(payload.as_ref()).to_owned();
-        // Its destructor may panic, too; a panic is rare enough to leak its text.
-        std::mem::forget(payload);
+        discard_panic(payload);
         message
     })
 }

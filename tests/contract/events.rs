@@ -34,8 +34,8 @@ fn a_command_is_told_of_in_order_with_the_seeds_keys_and_fields() {
 #[test]
 fn every_way_to_end_is_told_by_its_own_event() {
     on_workers(|executor| {
-        let config = LaneConfig::new(1, 1).with_timeout(Duration::from_millis(5));
-        let manager = manager(executor, &[("lane", config, 2)]);
+        let hasty = LaneConfig::new(1, 1).with_timeout(Duration::from_millis(5));
+        let manager = manager(executor, &[("lane", LaneConfig::new(1, 1), 2), ("hasty", hasty, 2)]);
         let mut ends = manager.subscribe_filtered(|event| {
             !event.key.ends_with("submitted")
                 && !event.key.ends_with("started")
@@ -52,7 +52,7 @@ fn every_way_to_end_is_told_by_its_own_event() {
         assert!(matches!(next(), Transition::Failed { error, .. } if error.contains("on purpose")));
 
         let waits = || async { Ok(std::future::pending::<()>().await) };
-        block_on(manager.submit_fn("lane", "waits", waits).unwrap()).unwrap().unwrap_err();
+        block_on(manager.submit_fn("hasty", "waits", waits).unwrap()).unwrap().unwrap_err();
         assert!(matches!(next(), Transition::TimedOut { timeout, .. } if timeout == Duration::from_millis(5)));
 
         manager.pause("lane").unwrap();
