@@ -35,11 +35,11 @@ test-seed:
 
 # Loom models and their mutants, quick: what CI runs
 loom:
-    {{loom}} LOOM_MAX_PREEMPTIONS=2 cargo test --release --lib loom_tests
+    {{loom}} LOOM_MAX_PREEMPTIONS=2 cargo test --release --lib loom_tests -- --test-threads=1
 
 # Loom models, deep: one preemption more
 loom-deep:
-    {{loom}} LOOM_MAX_PREEMPTIONS=3 cargo test --release --lib loom_tests
+    {{loom}} LOOM_MAX_PREEMPTIONS=3 cargo test --release --lib loom_tests -- --test-threads=1
 
 # Criterion benches
 bench *ARGS:

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize as Unseen, Ordering::Relaxed as Now};
 
 use super::gate::{Lane, Mutant, Slip, Steps, spawn};
 use super::{check, refute};
-use crate::limit::gate::{Gate, Waiting};
-use crate::sync::atomic::{AtomicU8, Ordering, fence};
+use crate::limit::gate::Gate;
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// What `shutdown` and then `drain` do, while two commands are submitted and the lane is started.
 fn closing<G: Steps>(gate: impl Fn() -> G + Send + Sync + 'static) -> impl Fn() + Send + Sync {
@@ -67,14 +67,8 @@ impl Abandoned {
 
     fn abandon(&self) {
         self.lane.gate.close();
-        if !self.lane.gate.status().held {
-            return;
-        }
-        // The real queue's pop does so before it says that there is nothing.
-        fence(Ordering::SeqCst);
-        while let Some(command) = self.lane.queue.pop() {
-            let _counted = self.lane.gate.withdraw();
-            self.lane.settle(command);
+        if self.lane.gate.status().held {
+            self.lane.gate.abandon(&self.lane.queue, |command| self.lane.settle(command));
         }
     }
 }

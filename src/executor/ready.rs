@@ -68,6 +68,7 @@ impl Ready {
 
     /// The caller found nothing of `priority` at `worker`: clears the worker's bit, then asks `occupied` once more. True
     /// if it put the bits back: whoever looked in between missed them, so the caller must then call `Idle::notify`.
+    #[must_use]
     pub(crate) fn retract(&self, worker: usize, priority: u8, occupied: impl FnOnce() -> bool) -> bool {
         self.available[worker].fetch_and(!(1 << priority), Ordering::AcqRel);
         // ORDERING: pairs with the fence in `announce`.
@@ -82,6 +83,7 @@ impl Ready {
 
     /// The caller found nothing of `priority` anywhere: clears the executor's bit, then looks at every worker's once more.
     /// True if it put the bit back, as for [`Ready::retract`].
+    #[must_use]
     pub(crate) fn retract_hot(&self, priority: u8) -> bool {
         let bit = 1 << priority;
         self.hot.fetch_and(!bit, Ordering::AcqRel);

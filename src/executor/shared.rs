@@ -339,10 +339,6 @@ impl Remote {
             || self.stealers[priority].get().is_some_and(|stealer| !stealer.is_empty())
     }
 
-    pub(crate) fn any_inbox_occupied(&self) -> bool {
-        self.inboxes.iter().filter_map(OnceLock::get).any(|inbox| !inbox.is_empty())
-    }
-
     fn pop_any(&self) -> Option<Runnable> {
         self.inboxes.iter().filter_map(OnceLock::get).find_map(|inbox| inbox.pop())
     }

@@ -151,7 +151,9 @@ impl Local {
                 return Some(task);
             }
             self.nonempty.set(self.nonempty.get() & !(1 << priority));
-            ready.retract(self.index, priority, || self.remote().occupied(priority));
+            if ready.retract(self.index, priority, || self.remote().occupied(priority)) {
+                self.wake_one();
+            }
         }
     }
 
@@ -254,7 +256,7 @@ impl Local {
 
     /// Whether there is anything this worker could run.
     fn work_for_me(&self) -> bool {
-        self.shared.work_waits() || self.remote().any_inbox_occupied() || self.shared.phase() == Phase::Closed
+        self.shared.work_waits() || self.shared.phase() == Phase::Closed
     }
 
     /// Drops what is queued: the executor is closed.
@@ -295,7 +297,9 @@ impl Local {
                 self.remote().counters.steals.add(1);
                 return stolen;
             }
-            self.shared.ready.retract_hot(priority);
+            if self.shared.ready.retract_hot(priority) {
+                self.wake_one();
+            }
         }
         None
     }
@@ -328,7 +332,9 @@ impl Local {
                 }
             }
         }
-        ready.retract(victim, priority, || remote.occupied(priority));
+        if ready.retract(victim, priority, || remote.occupied(priority)) {
+            self.wake_one();
+        }
         None
     }
 

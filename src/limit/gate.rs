@@ -31,8 +31,12 @@ const IDLE_WANTED: u64 = 1 << 62;
 
 const HELD: u64 = UNSTARTED | PAUSED;
 
-/// The most commands that can wait in a lane, and the largest maximum: 536,870,911.
+/// The largest maximum: 536,870,911.
 pub(crate) const COUNT_MAX: usize = COUNT_MASK as usize;
+
+/// The most commands that can wait in a lane: 536,805,375. Below what fits, since each pump that is under way may give
+/// one claim back on top.
+const WAITING_MAX: u64 = COUNT_MASK - (1 << 16);
 
 #[derive(Debug)]
 pub(crate) struct Gate {
@@ -57,7 +61,7 @@ pub(crate) enum Submitted {
     Queued,
     /// The gate is closed; nothing was counted.
     Closed,
-    /// [`COUNT_MAX`] commands wait; nothing was counted.
+    /// [`WAITING_MAX`] commands wait; nothing was counted.
     Full,
 }
 
@@ -111,7 +115,7 @@ impl Gate {
             }
             // Straight past the queue only if nobody waits: first come, first served.
             let admitted = word & HELD == 0 && waiting(word) == 0 && free(word) > 0;
-            if !admitted && waiting(word) == COUNT_MASK {
+            if !admitted && waiting(word) >= WAITING_MAX {
                 return Submitted::Full;
             }
             let new = if admitted { word - FREE } else { word + WAITING };
@@ -209,8 +213,27 @@ impl Gate {
         }
     }
 
-    /// Removes a waiting command from the count for a caller that takes it out of the queue without running it.
-    pub(crate) fn withdraw(&self) -> bool {
+    /// Empties a lane that nobody can start any more: takes every waiting command out without running it.
+    pub(crate) fn abandon<T>(&self, queue: &impl Waiting<T>, mut discard: impl FnMut(T)) {
+        // ORDERING: a submitter pushes, fences, and looks whether the lane was abandoned: it sees that, or we see its push.
+        fence(Ordering::SeqCst);
+        while self.withdraw() {
+            match queue.pop() {
+                Some(item) => discard(item),
+                None => {
+                    // As in `pump`.
+                    self.word.fetch_add(WAITING, Ordering::AcqRel);
+                    fence(Ordering::SeqCst);
+                    if queue.is_empty() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts one waiting command less, if there is one.
+    fn withdraw(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while waiting(word) > 0 {
             match self.word.compare_exchange_weak(word, word - WAITING, Ordering::AcqRel, Ordering::Relaxed) {

@@ -260,12 +260,8 @@ impl LaneCore {
     /// The queue is gone: nobody can start or resume this lane any more. What it holds back is cancelled.
     pub(super) fn abandon(&self) {
         self.close();
-        if !self.gate.status().held {
-            return;
-        }
-        while let Some(runnable) = self.queue.pop() {
-            let _counted = self.gate.withdraw();
-            drop(runnable);
+        if self.gate.status().held {
+            self.gate.abandon(&self.queue, drop);
         }
     }
 

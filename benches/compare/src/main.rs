@@ -18,8 +18,6 @@ fn main() {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => plan = Plan { warmups: 1, repeats: 3, scale: 0.1, ..plan },
-            // Given by `cargo bench`-like callers.
-            "--bench" => {}
             flag if flag.starts_with('-') => {
                 eprintln!("unknown option {flag}; usage: compare [--quick] [PART OF A WORKLOAD'S NAME]");
                 std::process::exit(2);

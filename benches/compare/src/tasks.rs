@@ -16,11 +16,35 @@ use crate::WORKERS;
 use crate::measure::Comparison;
 use crate::runtimes::{Corelane, Runtime, Smol, SmolStatic, Tokio};
 
-/// Adds all that run futures to a comparison, with `$run`, a function generic over [`Runtime`].
-macro_rules! runtimes {
-    ($on:expr, $name:expr, $operations:expr, $run:ident) => {{
-        let (on, operations) = ($on, $operations);
-        let Contenders { pinned, unpinned, tokio, smol, smol_static, .. } = on.clone();
+#[derive(Clone)]
+struct Contenders {
+    pinned: Corelane,
+    unpinned: Corelane,
+    tokio: Tokio,
+    smol: Smol,
+    smol_static: SmolStatic,
+    rayon: &'static rayon::ThreadPool,
+}
+
+impl Contenders {
+    fn start() -> Self {
+        let rayon = rayon::ThreadPoolBuilder::new().num_threads(WORKERS).build().expect("threads can be started");
+        Self {
+            pinned: Corelane::start(true),
+            unpinned: Corelane::start(false),
+            tokio: Tokio::start(),
+            smol: Smol::start(),
+            smol_static: SmolStatic::start(),
+            rayon: Box::leak(Box::new(rayon)),
+        }
+    }
+}
+
+/// Compares all that run futures; `$run` is a function generic over [`Runtime`].
+macro_rules! compare {
+    ($on:ident, $operations:expr, $run:ident, $name:expr) => {{
+        let Contenders { pinned, unpinned, tokio, smol, smol_static, .. } = $on.clone();
+        let operations = $operations;
         Comparison::new($name)
             .ours("corelane", operations, move || $run(&pinned, operations))
             .ours("corelane, workers not pinned", operations, move || $run(&unpinned, operations))
@@ -30,49 +54,30 @@ macro_rules! runtimes {
     }};
 }
 
-#[derive(Clone)]
-struct Contenders {
-    pinned: Corelane,
-    unpinned: Corelane,
-    tokio: Tokio,
-    smol: Smol,
-    smol_static: SmolStatic,
-    rayon: Arc<rayon::ThreadPool>,
-}
-
 /// All comparisons of tasks; `size` scales the operations of a run.
 pub fn comparisons(size: impl Fn(f64) -> u64) -> Vec<Comparison> {
-    let on = &Contenders {
-        pinned: Corelane::start(true),
-        unpinned: Corelane::start(false),
-        tokio: Tokio::start(),
-        smol: Smol::start(),
-        smol_static: SmolStatic::start(),
-        rayon: Arc::new(rayon::ThreadPoolBuilder::new().num_threads(WORKERS).build().expect("threads can be started")),
-    };
-    let rayon = || Arc::clone(&on.rayon);
+    let on = Contenders::start();
+    let rayon = on.rayon;
     let (many, rounds, yields) = (size(10_000.0), size(1_000.0), size(200_000.0));
+    let without_handles = "rayon, no handles";
     vec![
-        {
-            let rayon = rayon();
-            runtimes!(on, format!("spawn and join {many} tasks, from a worker"), many, spawn_join_from_a_worker)
-                .reference("rayon, no handles", many, move || rayon_spawn_from_a_worker(&rayon, many))
-        },
-        {
-            let rayon = rayon();
-            runtimes!(on, format!("spawn and join {many} tasks, from outside"), many, spawn_join_from_outside)
-                .reference("rayon, no handles", many, move || rayon_spawn_from_outside(&rayon, many))
-        },
-        runtimes!(on, format!("ping-pong of two tasks, {rounds} round trips"), rounds, ping_pong),
-        runtimes!(on, format!("yield, {YIELDING} tasks, {yields} yields in all"), yields, yield_many),
-        {
-            let rayon = rayon();
-            runtimes!(on, format!("chained spawn, {rounds} deep"), rounds, chained_spawn).reference(
-                "rayon, no handles",
-                rounds,
-                move || rayon_chained_spawn(&rayon, rounds),
-            )
-        },
+        compare!(on, many, spawn_join_from_a_worker, format!("spawn and join {many} tasks, from a worker")).reference(
+            without_handles,
+            many,
+            move || rayon_spawn_from_a_worker(rayon, many),
+        ),
+        compare!(on, many, spawn_join_from_outside, format!("spawn and join {many} tasks, from outside")).reference(
+            without_handles,
+            many,
+            move || rayon_spawn_from_outside(rayon, many),
+        ),
+        compare!(on, rounds, ping_pong, format!("ping-pong of two tasks, {rounds} round trips")),
+        compare!(on, yields, yield_many, format!("yield, {YIELDING} tasks, {yields} yields in all")),
+        compare!(on, rounds, chained_spawn, format!("chained spawn, {rounds} deep")).reference(
+            without_handles,
+            rounds,
+            move || rayon_chained_spawn(rayon, rounds),
+        ),
     ]
 }
 
