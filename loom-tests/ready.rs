@@ -207,7 +207,7 @@ impl<M: Masks> World<M> {
     }
 
     /// What the owner does at its next dispatch for what it pushed.
-    fn announce_again(&self) {
+    fn show_hidden(&self) {
         if self.masks.available() & BIT == 0 && self.occupied() {
             self.masks.announce_local();
         }
@@ -250,7 +250,7 @@ fn local<M: Masks>(masks: impl Fn() -> M + Send + Sync + 'static) -> impl Fn() +
         for thief in thieves {
             thief.join().expect("no panic");
         }
-        world.announce_again();
+        world.show_hidden();
         world.assert_visible();
     }
 }

@@ -103,13 +103,15 @@ impl Local {
     /// Queues a new task of the one being polled. A sleeper is woken for it, since the current poll may be long.
     pub(crate) fn push_new(&self, priority: u8, runnable: Runnable) {
         self.push(priority, runnable);
+        self.show(priority);
         self.wake_for_local_work();
     }
 
-    /// Queues a task woken by the one being polled. Alone in its queue it most likely runs here at once, and waking a
-    /// sleeper for it would cost more than it brings; awake workers see it either way.
+    /// Queues a task woken by the one being polled. Alone in its queue, and no better than what runs, it most likely runs
+    /// here next, where its data is: it stays hidden from others until the next dispatch. Otherwise it is shown at once.
     pub(crate) fn push_woken(&self, priority: u8, runnable: Runnable) {
-        if self.push(priority, runnable) > 1 {
+        if self.push(priority, runnable) > 1 || priority < self.running.get() {
+            self.show(priority);
             self.wake_for_local_work();
         }
     }
@@ -118,10 +120,13 @@ impl Local {
         let deque = self.deque(priority);
         deque.push(runnable);
         self.nonempty.set(self.nonempty.get() | 1 << priority);
+        deque.len()
+    }
+
+    fn show(&self, priority: u8) {
         if !self.alone() {
             self.shared.ready.announce_local(self.index, priority);
         }
-        deque.len()
     }
 
     /// The next task to poll: the best there is. None if there is none at this moment.
@@ -131,7 +136,6 @@ impl Local {
             let available = ready.available(self.index);
             let own = self.nonempty.get() | available;
             if !self.alone() {
-                self.announce_again(self.nonempty.get() & !available);
                 let better = match own.trailing_zeros() {
                     64 => u64::MAX,
                     best => (1 << best) - 1,
@@ -140,6 +144,7 @@ impl Local {
                 if better != 0
                     && let Some(task) = self.steal_best(better, own == 0)
                 {
+                    self.show_hidden();
                     return Some(task);
                 }
             }
@@ -148,6 +153,7 @@ impl Local {
             }
             let priority = own.trailing_zeros() as u8;
             if let Some(task) = self.take_own(priority) {
+                self.show_hidden();
                 return Some(task);
             }
             self.nonempty.set(self.nonempty.get() & !(1 << priority));
@@ -323,9 +329,8 @@ impl Local {
                     Steal::Retry => std::hint::spin_loop(),
                     Steal::Empty => break,
                     Steal::Success(task) => {
-                        if bulk && !self.deque(priority).is_empty() {
+                        if bulk {
                             self.nonempty.set(self.nonempty.get() | 1 << priority);
-                            ready.announce_local(self.index, priority);
                         }
                         return Some(task);
                     }
@@ -345,13 +350,18 @@ impl Local {
         (0..workers).map(move |i| (start + i) % workers).filter(move |victim| *victim != own)
     }
 
-    /// A thief's clearing of a mask may have missed a local push, which goes without a fence.
-    fn announce_again(&self, hidden: u64) {
+    /// Before a poll: shows the work that stays behind. It was hidden on purpose (see `push_woken`), or by a thief whose
+    /// clearing of a mask missed a push, since local pushes go without a fence.
+    fn show_hidden(&self) {
+        if self.alone() {
+            return;
+        }
+        let hidden = self.nonempty.get() & !self.shared.ready.available(self.index);
         for priority in priorities(hidden) {
             if self.deque(priority).is_empty() {
                 self.nonempty.set(self.nonempty.get() & !(1 << priority));
             } else {
-                self.shared.ready.announce_local(self.index, priority);
+                self.show(priority);
             }
         }
     }
