@@ -88,7 +88,7 @@ impl Lane {
     pub fn new(id: impl Into<LaneId>, config: LaneConfig, priority: Priority) -> Self {
         let id: LaneId = id.into();
         let gate = Gate::new(config.max_concurrency);
-        let queue = LaneQueue(SegQueue::new());
+        let queue = LaneQueue::default();
         Self { core: Arc::new(LaneCore { id: id.into(), config, priority, gate, queue, context: OnceLock::new() }) }
     }
 
@@ -308,19 +308,20 @@ impl LaneCore {
     }
 }
 
-/// The commands that wait. Allocates nothing while empty.
-struct LaneQueue(SegQueue<Runnable>);
+/// The commands that wait. Made for the first one: a lane that never fills costs little, and there may be many lanes.
+#[derive(Default)]
+struct LaneQueue(OnceLock<Box<SegQueue<Runnable>>>);
 
 impl Waiting<Runnable> for LaneQueue {
     fn push(&self, runnable: Runnable) {
-        self.0.push(runnable);
+        self.0.get_or_init(Box::default).push(runnable);
     }
 
     fn pop(&self) -> Option<Runnable> {
-        self.0.pop()
+        self.0.get()?.pop()
     }
 
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.get().is_none_or(|queue| queue.is_empty())
     }
 }
