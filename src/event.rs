@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -237,10 +238,11 @@ struct Emitter {
 }
 
 impl EventEmitter {
-    /// An emitter that keeps up to `capacity` events for a subscriber that is behind; 0 counts as 1.
+    /// An emitter that keeps up to `capacity` events for a subscriber that is behind: 1 to 1,048,576, others count as the
+    /// nearer of these. Room for them is taken when the first subscriber comes.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let capacity = capacity.max(1);
+        let capacity = capacity.clamp(1, 1 << 20);
         Self { shared: Arc::new(Emitter { capacity, subscribers: AtomicUsize::new(0), channel: OnceLock::new() }) }
     }
 
@@ -281,9 +283,15 @@ impl EventEmitter {
     }
 
     /// Emits the transition that `make` gives, if anyone listens.
+    ///
+    /// What is told calls others' code (a command's type, a subscriber's waker), whose panic must not stop the teller half-way
+    /// through a transition.
     pub(crate) fn observe(&self, make: impl FnOnce() -> Transition) {
         if self.is_observed() {
-            self.send(Emitted::Transition(make(), wall_now()));
+            let told = catch_unwind(AssertUnwindSafe(|| self.send(Emitted::Transition(make(), wall_now()))));
+            if told.is_err() {
+                tracing::error!("an event was lost: a command's type or a subscriber's waker panicked");
+            }
         }
     }
 

@@ -99,12 +99,15 @@ impl Simulation {
         let waker: Waker = Arc::clone(&woken).into();
         let mut future = pin!(future);
         loop {
-            if woken.0.swap(false, Ordering::AcqRel)
-                && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
-            {
-                return output;
+            if woken.0.swap(false, Ordering::AcqRel) {
+                // As a worker, so that what it sleeps and spawns is part of the simulation.
+                let _entered = self.workers[0].enter();
+                if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    return output;
+                }
             }
-            if woken.0.load(Ordering::Acquire) || self.step() {
+            // A step without a task may still have fired the timer that this waits for.
+            if woken.0.load(Ordering::Acquire) || self.step() || woken.0.load(Ordering::Acquire) {
                 continue;
             }
             let Some(next) = self.next_timer() else {
@@ -114,8 +117,16 @@ impl Simulation {
         }
     }
 
+    /// The next deadline that is not due yet; none if none will ever come.
     fn next_timer(&self) -> Option<Tick> {
-        self.executor.shared().workers.iter().filter_map(|worker| worker.timers.next_deadline()).min()
+        let now = self.executor.shared().clock.now();
+        self.executor
+            .shared()
+            .workers
+            .iter()
+            .filter_map(|worker| worker.timers.next_deadline())
+            .filter(|next| *next > now)
+            .min()
     }
 
     fn next_random(&mut self) -> u64 {

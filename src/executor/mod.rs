@@ -29,7 +29,7 @@ mod worker;
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, LazyLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -46,7 +46,7 @@ use event_listener::Event;
 
 use crate::clock::Clock;
 use crate::error::ConfigErrors;
-pub(crate) use shared::Shared;
+pub(crate) use shared::{Closing, Shared};
 use shared::{PRIORITIES, Phase};
 
 /// The worst priority; 0 is the best.
@@ -81,7 +81,7 @@ struct Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        self.shared.enter_phase(Phase::Closed);
+        self.shared.close();
         self.shared.release();
     }
 }
@@ -137,7 +137,12 @@ impl ExecutorBuilder {
 impl Executor {
     /// Closes the executor: polls that run finish, everything else is cancelled.
     pub(crate) fn close(&self) {
-        self.shared().enter_phase(Phase::Closed);
+        self.shared().close();
+    }
+
+    /// Whether new tasks are run.
+    pub(crate) fn is_open(&self) -> bool {
+        self.shared().phase() == Phase::Open
     }
 
     pub(crate) fn clock(&self) -> &Clock {
@@ -201,7 +206,7 @@ impl Executor {
 
     /// Puts a new task on a run queue.
     pub(crate) fn schedule_new(&self, runnable: Runnable) {
-        if self.shared().phase() == Phase::Open {
+        if self.is_open() {
             self.shared().push_new(runnable.metadata().priority, runnable);
         }
     }
@@ -229,7 +234,7 @@ impl Executor {
         let limit = Limit::new(limit);
         let finished = wait_until(shared, || shared.unfinished_tasks() == 0, &limit).await;
         let cancelled = if finished { 0 } else { shared.unfinished_tasks() };
-        shared.enter_phase(Phase::Closed);
+        shared.close();
         let threads = || shared.threads.load(Ordering::Acquire);
         wait_until(shared, || threads() == 0, &limit).await;
         ShutdownReport { cancelled, busy_workers: threads(), waited: shared.clock.now().since(begun) }
@@ -288,7 +293,11 @@ impl fmt::Debug for Executor {
 }
 
 fn end_thread(shared: &'static Shared) {
-    shared.threads.fetch_sub(1, Ordering::AcqRel);
+    if shared.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // ORDERING: pairs with the fence in `Shared::push_outside`, see there.
+        fence(Ordering::SeqCst);
+        shared.drop_inboxes();
+    }
     shared.changed.notify(usize::MAX);
     shared.release();
 }

@@ -5,9 +5,10 @@
 //! count (handle and threads) frees it if no task is left, else leaves it to a later sweep. Tasks are counted where they
 //! are made and destroyed, each worker in words of its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 
 use crossbeam_deque::Stealer;
@@ -48,6 +49,18 @@ pub(crate) struct Shared {
     pub(crate) threads: AtomicUsize,
     /// Used by a simulation only; see `outside_worker`.
     simulated_turn: AtomicUsize,
+    closing: Mutex<Vec<Weak<dyn Closing>>>,
+}
+
+/// Something that holds tasks of its own back, and must let go of them when the executor is closed.
+pub(crate) trait Closing: Send + Sync {
+    fn executor_closed(&self);
+}
+
+impl fmt::Debug for dyn Closing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Closing")
+    }
 }
 
 /// What others may touch of a worker.
@@ -112,6 +125,7 @@ impl Shared {
             outside: (0..OUTSIDE_SHARDS).map(|_| CachePadded::default()).collect(),
             threads: AtomicUsize::new(0),
             simulated_turn: AtomicUsize::new(0),
+            closing: Mutex::new(Vec::new()),
         }
     }
 
@@ -131,6 +145,28 @@ impl Shared {
         }
         self.watch.wake();
         self.changed.notify(usize::MAX);
+    }
+
+    /// Tells `holder` when the executor is closed.
+    pub(crate) fn tell_when_closed(&self, holder: Weak<dyn Closing>) {
+        let mut closing = self.closing();
+        // Those that are gone are swept when the list is about to grow, so that a registration costs O(1).
+        if closing.len() == closing.capacity() {
+            closing.retain(|holder| holder.strong_count() > 0);
+        }
+        closing.push(holder);
+    }
+
+    /// Closes the executor: nothing runs any more, and what waits or is held back is dropped.
+    pub(crate) fn close(&self) {
+        self.enter_phase(Phase::Closed);
+        let holders = std::mem::take(&mut *self.closing());
+        holders.iter().filter_map(Weak::upgrade).for_each(|holder| holder.executor_closed());
+    }
+
+    fn closing(&self) -> MutexGuard<'_, Vec<Weak<dyn Closing>>> {
+        // Nothing under this lock can panic half-way.
+        self.closing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a task that became due on a run queue.
@@ -155,12 +191,13 @@ impl Shared {
         let worker = self.idle.sleeper_hint().unwrap_or_else(|| self.outside_worker());
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
-        // ORDERING: `announce` fenced. A worker that closes sets the phase, fences, then empties its inboxes: either it
-        // finds our task, or we see the phase.
-        if self.phase() == Phase::Closed {
-            self.drop_inboxes();
-        } else {
+        // ORDERING: `announce` fenced. The last thread to end counts itself off, fences, then empties the inboxes: either it
+        // finds our task, or we see that no thread is left. While one is, the task is not dropped here: this may be a waker,
+        // called under a lock that the task's destructor takes.
+        if self.phase() != Phase::Closed {
             self.wake_one();
+        } else if self.threads.load(Ordering::Relaxed) == 0 {
+            self.drop_inboxes();
         }
         self.end_use();
     }
@@ -184,15 +221,18 @@ impl Shared {
     /// call, one after the other: a lane's next command is pushed by the end of the one before, and there may be millions.
     pub(crate) fn drop_inboxes(&self) {
         thread_local! {
-            static DROPPING: Cell<bool> = const { Cell::new(false) };
+            /// The executors whose inboxes this thread is emptying.
+            static DROPPING: RefCell<Vec<*const Shared>> = const { RefCell::new(Vec::new()) };
         }
-        if DROPPING.replace(true) {
+        let this = std::ptr::from_ref(self);
+        if DROPPING.with_borrow(|dropping| dropping.contains(&this)) {
             return;
         }
+        DROPPING.with_borrow_mut(|dropping| dropping.push(this));
         while let Some(runnable) = self.workers.iter().find_map(Remote::pop_any) {
             drop(runnable);
         }
-        DROPPING.set(false);
+        DROPPING.with_borrow_mut(|dropping| dropping.retain(|other| *other != this));
     }
 
     /// Keeps this in memory until [`Shared::end_use`].

@@ -65,11 +65,17 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.clock.now() >= self.deadline || self.shared.phase() == Phase::Closed {
+        if self.shared.clock.now() >= self.deadline {
             return Poll::Ready(());
         }
         if self.timer.is_none_or(|timer| !self.shared.rewake_timer(timer, cx.waker())) {
             self.timer = Some(self.shared.set_timer(self.deadline, cx.waker().clone()));
+        }
+        // Asked after the timer was set: a worker that closes fires what is set by then, and nobody fires what is set later.
+        // The executor's own tasks are dropped instead; one that only ever sleeps must not go on.
+        let own_task = || Local::with_current(self.shared, |local| local.is_some());
+        if self.shared.phase() == Phase::Closed && !own_task() {
+            return Poll::Ready(());
         }
         Poll::Pending
     }

@@ -78,22 +78,36 @@ impl Shared {
         let timers = &self.workers[worker].timers;
         let (key, first) = {
             let mut wheel = timers.lock();
-            let before = timers.next_hint();
+            // Not the hint: a cancelled timer leaves that as it was.
+            let before = wheel.next_deadline();
             let key = wheel.insert(deadline, waker);
             timers.publish(&wheel);
-            (key, timers.next_hint() < before)
+            (key, before.is_none_or(|before| wheel.next_deadline() < Some(before)))
         };
         // The owner reads its wheel under the lock after setting its sleep bit. If it read before our insertion, its bit
         // was set before our lock, and we see it here.
-        if own.is_none() && first && self.idle.claim_sleeper(worker) {
-            self.unpark(worker);
+        if own.is_none() {
+            if first && self.idle.claim_sleeper(worker) {
+                self.unpark(worker);
+            }
+            // That worker may be blocked, and whoever waits outside is not to wait for it.
+            self.look_by_timer(deadline);
         }
         TimerKey { worker: worker as u16, key }
     }
 
     /// Has a set timer wake another waker. False if it has fired.
     pub(crate) fn rewake_timer(&self, timer: TimerKey, waker: &Waker) -> bool {
-        self.workers[usize::from(timer.worker)].timers.lock().set_waker(timer.key, waker)
+        let timers = &self.workers[usize::from(timer.worker)].timers;
+        match timers.lock().waker(timer.key) {
+            None => return false,
+            Some(set) if set.will_wake(waker) => return true,
+            Some(_) => {}
+        }
+        // Cloning and dropping wakers is others' code, which must not run under the lock.
+        let waker = waker.clone();
+        let replaced = timers.lock().replace_waker(timer.key, waker);
+        replaced.is_ok()
     }
 
     pub(crate) fn cancel_timer(&self, timer: TimerKey) {

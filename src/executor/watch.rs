@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::life::End;
 use super::shared::{Phase, Shared};
-use super::task::{Meta, TaskRef};
+use super::task::TaskRef;
 use super::worker::Local;
 use crate::clock::{Clock, Tick};
 
@@ -59,25 +59,26 @@ impl Watch {
 /// A waker for the timer of an attempt's deadline: ends the task, then wakes it to notice.
 ///
 /// The task's end must not wait for its poll, since every worker may be busy with something else.
-pub(crate) fn expiring_waker(task: TaskRef, waker: &Waker) -> Waker {
+pub(crate) fn expiring_waker(task: TaskRef, deadline: Tick, waker: &Waker) -> Waker {
     struct Expire {
+        deadline: Tick,
         // Keeps the task's cell, and so `task`, alive.
         waker: Waker,
         task: TaskRef,
     }
     impl Wake for Expire {
         fn wake(self: Arc<Self>) {
-            expire(self.task.meta());
+            let meta = self.task.meta();
+            // An executor that closes fires all its timers.
+            let due = meta.shared.clock.now() >= self.deadline;
+            let expired = due && meta.life.try_end(End::Expired).is_ok();
             self.waker.wake_by_ref();
+            if expired {
+                meta.early.wake();
+            }
         }
     }
-    Arc::new(Expire { waker: waker.clone(), task }).into()
-}
-
-fn expire(meta: &Meta) {
-    if meta.life.try_end(End::Expired).is_ok() {
-        meta.early.wake();
-    }
+    Arc::new(Expire { deadline, waker: waker.clone(), task }).into()
 }
 
 /// While this lives, the watch ends the task at its deadline.

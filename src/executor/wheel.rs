@@ -79,17 +79,17 @@ impl Wheel {
         WheelKey { index, generation: self.entries[index as usize].generation }
     }
 
-    /// Replaces the waker of a timer that has not fired. False if it has.
-    pub(crate) fn set_waker(&mut self, key: WheelKey, waker: &Waker) -> bool {
+    /// The waker of a timer that has not fired.
+    pub(crate) fn waker(&self, key: WheelKey) -> Option<&Waker> {
+        self.entries.get(key.index as usize).filter(|entry| entry.generation == key.generation)?.waker.as_ref()
+    }
+
+    /// Replaces the waker of a timer, giving the old one back to be dropped outside of any lock. A timer that has fired
+    /// gives the new one back as the error.
+    pub(crate) fn replace_waker(&mut self, key: WheelKey, waker: Waker) -> Result<Option<Waker>, Waker> {
         match self.entries.get_mut(key.index as usize) {
-            Some(entry) if entry.generation == key.generation => {
-                match &mut entry.waker {
-                    Some(old) => old.clone_from(waker),
-                    none => *none = Some(waker.clone()),
-                }
-                true
-            }
-            _ => false,
+            Some(entry) if entry.generation == key.generation => Ok(entry.waker.replace(waker)),
+            _ => Err(waker),
         }
     }
 

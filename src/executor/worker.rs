@@ -285,10 +285,11 @@ impl Local {
         let deque = self.deque(priority);
         if let Some(inbox) = self.remote().inboxes[usize::from(priority)].get()
             && !inbox.is_empty()
-            && deque.len() < BATCH
         {
-            // Not all of it: what stays can be taken by others without touching the deque, which also stays small.
-            (0..BATCH).map_while(|_| inbox.pop()).for_each(|task| deque.push(task));
+            // Not all of it: what stays can be taken by others without touching the deque, which also stays small. But at
+            // least one, so that tasks which keep coming back here do not keep out those that wait outside.
+            let room = BATCH.saturating_sub(deque.len()).max(1);
+            (0..room).map_while(|_| inbox.pop()).for_each(|task| deque.push(task));
             self.nonempty.set(self.nonempty.get() | 1 << priority);
         }
         deque.pop()

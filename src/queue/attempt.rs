@@ -36,6 +36,15 @@ pin_project! {
         // What its timer wakes. Both are set when the command first has to wait; one that does not costs neither.
         expiry: Option<Waker>,
     }
+    impl<F> PinnedDrop for Attempt<'_, F> {
+        /// Cancelled: what the command holds may need its context to be dropped.
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.future.is_some() && let Err(message) = guard(*this.ambient, || this.future.set(None)) {
+                tracing::error!(panic = message, "a command panicked while it was dropped; contained");
+            }
+        }
+    }
 }
 
 impl<'a, F> Attempt<'a, F> {
@@ -74,7 +83,7 @@ impl<F: Future<Output = Result<T>>, T> Future for Attempt<'_, F> {
             (Ok(()), Poll::Pending) => {
                 let Some(sleep) = this.deadline.as_mut().as_pin_mut() else { return Poll::Pending };
                 let due = sleep.deadline();
-                let expiry = this.expiry.get_or_insert_with(|| expiring_waker(task, cx.waker()));
+                let expiry = this.expiry.get_or_insert_with(|| expiring_waker(task, due, cx.waker()));
                 if !expired() && sleep.poll(&mut Context::from_waker(expiry)).is_pending() {
                     task.meta().shared.look_by_timer(due);
                     return Poll::Pending;

@@ -17,12 +17,14 @@ use super::lane::{Lane, LaneContext, LaneStatus, Rejected};
 use super::ticket::Ticket;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{EventEmitter, EventStream, LaneEvent, Transition};
-use crate::executor::Executor;
+use crate::executor::{Closing, Executor};
 
 const STARTED: u8 = 1;
 const SHUTTING_DOWN: u8 = 1 << 1;
-/// The event that says so was sent.
-const SHUT_DOWN: u8 = 1 << 2;
+/// Every lane is closed, and the event that says so was sent.
+const CLOSED: u8 = 1 << 2;
+/// The event that everything has settled since was sent.
+const SHUT_DOWN: u8 = 1 << 3;
 
 /// Lanes by name, under one admission state. Most programs use it through [`QueueManager`](crate::QueueManager).
 ///
@@ -68,7 +70,7 @@ impl CommandQueue {
     }
 
     pub(super) fn on(executor: Executor, events: EventEmitter) -> Arc<Self> {
-        Arc::new_cyclic(|queue: &Weak<Self>| {
+        let queue = Arc::new_cyclic(|queue: &Weak<Self>| {
             let context = LaneContext { executor, events, ambient: crate::ambient(), queue: Weak::clone(queue) };
             Self {
                 lanes: ArcSwap::default(),
@@ -77,7 +79,10 @@ impl CommandQueue {
                 state: AtomicU8::new(0),
                 idle: Event::new(),
             }
-        })
+        });
+        let holder: Weak<Self> = Arc::downgrade(&queue);
+        queue.context.executor.shared().tell_when_closed(holder);
+        queue
     }
 
     /// Adds a lane, also while the queue runs. Async as in a3s-lane; never waits.
@@ -250,10 +255,11 @@ impl CommandQueue {
             let _no_lane_is_added = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
             self.state.fetch_or(SHUTTING_DOWN, Ordering::AcqRel) & SHUTTING_DOWN == 0
         };
+        self.lanes.load().iter().for_each(|lane| lane.core().close());
         if first {
             self.context.events.observe(|| Transition::ShutdownStarted);
+            self.state.fetch_or(CLOSED, Ordering::AcqRel);
         }
-        self.lanes.load().iter().for_each(|lane| lane.core().close());
         self.notice_idle();
     }
 
@@ -305,7 +311,7 @@ impl CommandQueue {
     /// A lane became idle, or everything was.
     pub(super) fn notice_idle(&self) {
         self.idle.notify(usize::MAX);
-        if self.is_shutting_down()
+        if self.state.load(Ordering::Acquire) & CLOSED != 0
             && self.is_idle()
             && self.state.fetch_or(SHUT_DOWN, Ordering::AcqRel) & SHUT_DOWN == 0
         {
@@ -334,6 +340,13 @@ impl CommandQueue {
 /// Lanes are sorted by id, and few.
 fn find<'a>(lanes: &'a [Lane], lane_id: &str) -> Option<&'a Lane> {
     lanes.binary_search_by(|lane| lane.id().cmp(lane_id)).ok().map(|at| &lanes[at])
+}
+
+impl Closing for CommandQueue {
+    fn executor_closed(&self) {
+        self.lanes.load().iter().for_each(|lane| lane.core().abandon());
+        self.idle.notify(usize::MAX);
+    }
 }
 
 impl Drop for CommandQueue {

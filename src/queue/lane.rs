@@ -181,6 +181,9 @@ impl Lane {
             let error = LaneError::QueueError(format!("lane {:?} is not registered with a queue", core.id));
             return Err(Rejected { error, command: job });
         };
+        if !context.executor.is_open() {
+            return Err(Rejected { error: LaneError::ShutdownInProgress, command: job });
+        }
         let submitted = core.gate.submit();
         let refuse = match submitted {
             Submitted::Admitted | Submitted::Queued => None,
@@ -204,8 +207,9 @@ impl Lane {
                 core.observe(|| Transition::Pressure { lane_id: Arc::clone(&core.id) });
             }
         }
-        if !admitted && context.queue.strong_count() == 0 {
-            // The queue was dropped while this was submitted: nobody else would cancel what a held lane keeps.
+        if !admitted && (context.queue.strong_count() == 0 || !context.executor.is_open()) {
+            // The queue was dropped or its executor closed while this was submitted: nobody else would cancel what a held
+            // lane keeps.
             core.abandon();
         }
         Ok(Ticket::new(id, core.config.default_timeout, task))

@@ -92,6 +92,7 @@ impl<J: Job> Accepted<J> {
     }
 
     fn apply(&mut self, fate: Fate, error: Option<&LaneError>) {
+        self.settled = true;
         self.lane.observe(|| {
             let command = self.info();
             match fate {
@@ -104,7 +105,6 @@ impl<J: Job> Accepted<J> {
                 Fate::Cancel => Transition::Cancelled(command),
             }
         });
-        self.settled = true;
         if self.task.meta().life.is_admitted() {
             self.lane.release();
         }

@@ -30,10 +30,12 @@ enum State<T> {
     Ended(Option<LaneError>),
 }
 
-/// There is no result and never will be: the executor was closed before the command settled, or the ticket has already
-/// given its result.
+/// There is no result and never will be: the command was dropped before it settled (its executor was closed, or its queue
+/// was dropped while its lane was paused or not started), or the ticket has already given its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the command's result is gone: its executor was closed before it settled, or it was taken before")]
+#[error(
+    "no result: the command was dropped with its queue or executor before it settled, or the result was taken before"
+)]
 pub struct TicketError;
 
 impl<T> Ticket<T> {
@@ -73,7 +75,8 @@ impl<T> Ticket<T> {
     }
 
     /// Cancels the command. One that waits never starts; one that runs is dropped at its current await, and keeps its
-    /// slot until then. The ticket resolves to [`LaneError::Cancelled`] at once.
+    /// slot until then. The ticket resolves to [`LaneError::Cancelled`] at once. A command that waits is counted as pending,
+    /// and its event is sent, when its turn comes.
     ///
     /// False if it is too late: the command has ended, and the ticket gives its result.
     pub fn cancel(&mut self) -> bool {

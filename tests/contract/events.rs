@@ -181,3 +181,36 @@ fn a_queue_without_subscribers_emits_nothing_and_works() {
     block_on(manager.start()).unwrap();
     assert_eq!(block_on(manager.submit_fn("a", "t", || async { Ok(1) }).unwrap()).unwrap().unwrap(), 1);
 }
+
+#[test]
+fn a_panicking_command_type_loses_an_event_and_nothing_else() {
+    struct Nameless;
+    #[async_trait::async_trait]
+    impl corelane::Command for Nameless {
+        async fn execute(&self) -> corelane::Result<serde_json::Value> {
+            Ok(json!("done"))
+        }
+        fn command_type(&self) -> &str {
+            panic!("no name on purpose")
+        }
+    }
+    on_workers(|executor| {
+        let manager = manager(executor, &[("one", LaneConfig::new(1, 1), 0)]);
+        let _subscriber = manager.subscribe();
+        for _ in 0..3 {
+            let ticket = manager.try_submit("one", Box::new(Nameless)).unwrap();
+            assert_eq!(block_on(ticket).unwrap().unwrap(), "done");
+        }
+        assert_eq!(block_on(manager.stats()).unwrap().total_active, 0);
+    });
+}
+
+#[test]
+fn an_emitter_of_any_capacity_works() {
+    for capacity in [0, 1, usize::MAX] {
+        let emitter = EventEmitter::new(capacity);
+        let mut receiver = emitter.subscribe();
+        emitter.emit(LaneEvent::empty("mine"));
+        assert_eq!(block_on(receiver.recv()).unwrap().key, "mine");
+    }
+}

@@ -1,5 +1,6 @@
 //! The executor on its own.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -342,4 +343,122 @@ fn many_threads_spawning_at_once_lose_nothing() {
         });
         eventually("all ran", || ran.load(Ordering::Relaxed) == 8 * 500);
     });
+}
+
+#[test]
+fn a_cancelled_timer_does_not_hide_a_later_one() {
+    on_workers(|executor| {
+        let made = |ms| async move { [sleep(Duration::from_millis(ms))] };
+        for _ in 0..5 {
+            // Set and cancelled from outside, while the workers sleep.
+            let [early] = block_on(executor.spawn(0, made(10))).unwrap();
+            let [late] = block_on(executor.spawn(0, made(20))).unwrap();
+            block_on(async {
+                futures::pin_mut!(early);
+                assert!(futures::poll!(early).is_pending());
+            });
+            block_on(late);
+        }
+    });
+}
+
+#[test]
+fn a_task_that_sleeps_in_a_loop_ends_when_its_executor_closes() {
+    for workers in [1, 2, 4] {
+        let executor = executor(workers);
+        let held = Arc::new(());
+        let holding = Arc::clone(&held);
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let counting = Arc::clone(&rounds);
+        let looping = async move {
+            let _holding = holding;
+            loop {
+                // Most of the time it is here, in a poll, when the executor closes.
+                std::thread::sleep(Duration::from_millis(3));
+                counting.fetch_add(1, Ordering::SeqCst);
+                sleep(Duration::from_micros(10)).await;
+            }
+        };
+        executor.spawn::<_>(0, looping).detach();
+        eventually("it runs", || rounds.load(Ordering::SeqCst) > 1);
+        drop(executor);
+        eventually("it ended", || Arc::strong_count(&held) == 1);
+    }
+}
+
+#[test]
+fn tasks_that_keep_yielding_do_not_keep_out_those_that_wait_outside() {
+    on_workers(|executor| {
+        let polled = Arc::new(AtomicUsize::new(0));
+        let all = 40 * executor.workers();
+        let tasks: Vec<_> = (0..all)
+            .map(|_| {
+                let polled = Arc::clone(&polled);
+                executor.spawn(7, async move {
+                    polled.fetch_add(1, Ordering::SeqCst);
+                    while polled.load(Ordering::SeqCst) < all {
+                        yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        tasks.into_iter().for_each(|task| block_on(task).unwrap());
+    });
+}
+
+#[test]
+fn waking_a_task_of_a_closed_executor_under_a_lock_that_its_destructor_takes_does_not_deadlock() {
+    struct TakesLock(Arc<std::sync::Mutex<Option<std::task::Waker>>>);
+    impl Drop for TakesLock {
+        fn drop(&mut self) {
+            drop(self.0.lock());
+        }
+    }
+    let executor = executor(1);
+    let shared = Arc::new(std::sync::Mutex::new(None));
+    let guard = TakesLock(Arc::clone(&shared));
+    let waiting = executor.spawn(0, async move {
+        let guard = guard;
+        std::future::poll_fn(|cx| {
+            *guard.0.lock().unwrap() = Some(cx.waker().clone());
+            std::task::Poll::<()>::Pending
+        })
+        .await;
+    });
+    eventually("it waits", || shared.lock().unwrap().is_some());
+    let (go, running) = (Barrier::default(), Barrier::default());
+    let (blocking, signal) = (go.clone(), running.clone());
+    let blocks = executor.spawn(0, async move {
+        signal.open();
+        blocking.wait();
+    });
+    running.wait();
+    let report = block_on(executor.shutdown(Duration::from_millis(5)));
+    assert_eq!(report.busy_workers, 1);
+    let waker = shared.lock().unwrap();
+    waker.as_ref().unwrap().wake_by_ref();
+    drop(waker);
+    go.open();
+    assert!(block_on(waiting).is_err());
+    block_on(blocks).unwrap();
+}
+
+#[test]
+fn a_timers_waker_may_own_another_timer() {
+    struct Owns {
+        _timer: std::sync::Mutex<corelane::Sleep>,
+    }
+    impl std::task::Wake for Owns {
+        fn wake(self: Arc<Self>) {}
+    }
+    let executor = executor(1);
+    let made = || async { [sleep(HANG), sleep(HANG)] };
+    let [mut outer, mut inner] = block_on(executor.spawn(0, made())).unwrap();
+    let noop = std::task::Waker::noop();
+    assert!(std::pin::Pin::new(&mut inner).poll(&mut std::task::Context::from_waker(noop)).is_pending());
+    let owner: std::task::Waker = Arc::new(Owns { _timer: std::sync::Mutex::new(inner) }).into();
+    assert!(std::pin::Pin::new(&mut outer).poll(&mut std::task::Context::from_waker(&owner)).is_pending());
+    drop(owner);
+    // Replaces the waker, which drops the other timer.
+    assert!(std::pin::Pin::new(&mut outer).poll(&mut std::task::Context::from_waker(noop)).is_pending());
 }

@@ -191,3 +191,19 @@ fn lanes_of_equal_priority_share_fairly() {
         assert!((5..=15).contains(&a), "at {i}: {window:?}");
     }
 }
+
+#[test]
+fn sleep_in_a_simulations_root_future_takes_virtual_time() {
+    let mut simulation = Simulation::new(2, 4);
+    simulation.block_on(async { corelane::sleep(std::time::Duration::from_secs(86_400)).await });
+    assert!(simulation.now() >= std::time::Duration::from_secs(86_400));
+}
+
+#[test]
+#[should_panic(expected = "seed 4 is stuck")]
+fn a_simulation_that_can_not_go_on_says_so_with_its_seed() {
+    let mut simulation = Simulation::new(1, 4);
+    let never = async { corelane::timeout(std::time::Duration::MAX, std::future::pending::<()>()).await };
+    let never = simulation.executor().spawn(0, never);
+    let _ = simulation.block_on(never);
+}

@@ -210,9 +210,10 @@ fn a_closed_executor_resolves_the_tickets_of_its_commands() {
             (0..100_000).map(|_| manager.submit_fn("a", "waits", || async { Ok(()) }).unwrap()).collect();
         let report = block_on(executor.shutdown(Duration::from_millis(5)));
         assert!(report.cancelled > 0);
-        let after = manager.submit_fn("a", "after", || async { Ok(()) }).unwrap();
+        let after = manager.submit_fn("a", "after", || async { Ok(()) });
+        assert!(matches!(after, Err(LaneError::ShutdownInProgress)));
         assert_eq!(block_on(running).unwrap_err(), TicketError);
-        for ticket in waiting.into_iter().chain([after]) {
+        for ticket in waiting {
             assert_eq!(block_on(ticket).unwrap_err(), TicketError);
         }
     }
@@ -231,4 +232,76 @@ fn a_simulated_queue_drains_in_virtual_time() {
     assert!(matches!(late, Err(LaneError::DrainTimeout { .. })), "{late:?}");
     simulation.block_on(manager.drain(Duration::from_secs(1000))).unwrap();
     assert!(simulation.now() >= Duration::from_secs(300));
+}
+
+#[test]
+fn drain_keeps_its_limit_while_every_worker_is_blocked() {
+    on_workers(|executor| {
+        let manager = manager(executor, &[("a", LaneConfig::new(1, 8), 0)]);
+        let go = Barrier::default();
+        let blocking: Vec<_> = (0..executor.workers())
+            .map(|_| {
+                let go = go.clone();
+                manager.submit_fn("a", "blocks", move || async move { Ok(go.wait()) }).unwrap()
+            })
+            .collect();
+        let error = block_on(manager.drain(Duration::from_millis(20))).unwrap_err();
+        assert!(matches!(error, LaneError::DrainTimeout { .. }));
+        go.open();
+        blocking.into_iter().for_each(|ticket| block_on(ticket).unwrap().unwrap());
+    });
+}
+
+#[test]
+fn closing_an_executor_is_no_timeout() {
+    for workers in [1, 2, 4] {
+        let executor = executor(workers);
+        let hour = LaneConfig::new(1, 2).with_timeout(Duration::from_secs(3600));
+        let manager = manager(&executor, &[("a", hour, 0)]);
+        let mut events = manager.subscribe_filtered(|event| event.key == "queue.command.timeout");
+        let go = Barrier::default();
+        let blocking = go.clone();
+        let waits = manager.submit_fn("a", "waits", || async { Ok(std::future::pending::<()>().await) }).unwrap();
+        let blocks = async move {
+            blocking.wait();
+            Ok(std::future::pending::<()>().await)
+        };
+        let blocks = manager.submit_fn("a", "blocks", move || blocks).unwrap();
+        eventually("both started", || waits.has_started() && blocks.has_started());
+        block_on(executor.shutdown(Duration::from_millis(5)));
+        go.open();
+        assert_eq!(block_on(waits).unwrap_err(), TicketError);
+        assert_eq!(block_on(blocks).unwrap_err(), TicketError);
+        drop((manager, executor));
+        assert!(block_on(events.recv()).is_none());
+    }
+}
+
+#[test]
+fn closing_an_executor_resolves_what_lanes_hold_back() {
+    for workers in [1, 2, 4] {
+        let executor = executor(workers);
+        let never_started = unstarted(&executor, &[("a", LaneConfig::default(), 0)]);
+        let paused = manager(&executor, &[("a", LaneConfig::default(), 0)]);
+        paused.pause("a").unwrap();
+        let held = [&never_started, &paused].map(|m| m.submit_fn("a", "held", || async { Ok(()) }).unwrap());
+        block_on(executor.shutdown(Duration::from_millis(5)));
+        for ticket in held {
+            assert_eq!(block_on(ticket).unwrap_err(), TicketError);
+        }
+        for manager in [never_started, paused] {
+            let late = manager.submit_fn("a", "late", || async { Ok(()) });
+            assert!(matches!(late, Err(LaneError::ShutdownInProgress)));
+            block_on(manager.drain(HANG)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_simulated_drain_keeps_its_limit_without_any_other_timer() {
+    let mut simulation = Simulation::new(2, 9);
+    let manager = unstarted(simulation.executor(), &[("a", LaneConfig::default(), 0)]);
+    manager.submit_fn("a", "held", || async { Ok(()) }).unwrap().detach();
+    let error = simulation.block_on(manager.drain(Duration::from_secs(1))).unwrap_err();
+    assert!(matches!(error, LaneError::DrainTimeout { pending: 1, .. }));
 }

@@ -82,3 +82,26 @@ async fn submitting_and_awaiting_work_inside_tokio_tasks() {
     manager.shutdown().await;
     manager.drain(Duration::from_secs(30)).await.unwrap();
 }
+
+#[test]
+fn what_a_cancelled_command_holds_is_dropped_in_its_runtime() {
+    struct SpawnsWhenDropped(std::sync::mpsc::Sender<bool>);
+    impl Drop for SpawnsWhenDropped {
+        fn drop(&mut self) {
+            let _ = self.0.send(tokio::runtime::Handle::try_current().is_ok());
+        }
+    }
+    let executor = executor(2);
+    let manager = block_on(manager_here(&executor));
+    let (sender, dropped) = std::sync::mpsc::channel();
+    let (started, starts) = std::sync::mpsc::channel();
+    let holds = move || async move {
+        let _guard = SpawnsWhenDropped(sender);
+        let _ = started.send(());
+        Ok(std::future::pending::<()>().await)
+    };
+    let mut ticket = manager.submit_fn("io", "holds", holds).unwrap();
+    starts.recv().unwrap();
+    assert!(ticket.cancel());
+    assert!(dropped.recv().unwrap(), "dropped outside of its runtime");
+}
