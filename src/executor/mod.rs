@@ -185,7 +185,7 @@ impl Executor {
     {
         let shared = self.shared();
         let priority = priority.min(LOWEST_PRIORITY);
-        let (runnable, task) = task::new(shared, priority, true, |_| future);
+        let (runnable, task) = task::new(shared, priority, true, false, |_| future);
         self.schedule_new(runnable);
         task
     }
@@ -195,18 +195,20 @@ impl Executor {
         &self,
         priority: u8,
         admitted: bool,
+        timed: bool,
         make: impl FnOnce(TaskRef) -> F,
     ) -> (Runnable, Task<F::Output>)
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        task::new(self.shared(), priority, admitted, make)
+        task::new(self.shared(), priority, admitted, timed, make)
     }
 
     /// Puts a new task on a run queue.
     pub(crate) fn schedule_new(&self, runnable: Runnable) {
         if self.is_open() {
+            // The handle keeps what is shared in memory.
             self.shared().push_new(runnable.metadata().priority, runnable);
         }
     }
@@ -233,11 +235,11 @@ impl Executor {
         shared.enter_phase(Phase::Draining);
         let limit = Limit::new(limit);
         let finished = wait_until(shared, || shared.unfinished_tasks() == 0, &limit).await;
-        let cancelled = if finished { 0 } else { shared.unfinished_tasks() };
+        let unfinished = if finished { 0 } else { shared.unfinished_tasks() };
         shared.close();
         let threads = || shared.threads.load(Ordering::Acquire);
         wait_until(shared, || threads() == 0, &limit).await;
-        ShutdownReport { cancelled, busy_workers: threads(), waited: shared.clock.now().since(begun) }
+        ShutdownReport { unfinished, busy_workers: threads(), waited: shared.clock.now().since(begun) }
     }
 
     /// What each worker has done.

@@ -173,11 +173,17 @@ impl Shared {
     pub(crate) fn push(&'static self, priority: u8, runnable: Runnable) {
         Local::with_current(self, |local| match local {
             Some(local) => local.push_woken(priority, runnable),
-            None => self.push_outside(priority, runnable),
+            None => {
+                // Once it is pushed, the task may end and the executor with it.
+                self.begin_use();
+                self.push_outside(priority, runnable);
+                self.end_use();
+            }
         });
     }
 
-    /// As [`Shared::push`] for a new task, for which a sleeping worker is woken even if it is alone in its queue.
+    /// As [`Shared::push`] for a new task, for which a sleeping worker is woken even if it is alone in its queue. The caller
+    /// holds a handle of the executor.
     pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
         Local::with_current(self, |local| match local {
             Some(local) => local.push_new(priority, runnable),
@@ -186,7 +192,6 @@ impl Shared {
     }
 
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
-        self.begin_use();
         // A sleeper's inbox saves the hop through a steal.
         let worker = self.idle.sleeper_hint().unwrap_or_else(|| self.outside_worker());
         self.workers[worker].inbox(priority).push(runnable);
@@ -199,7 +204,6 @@ impl Shared {
         } else if self.threads.load(Ordering::Relaxed) == 0 {
             self.drop_inboxes();
         }
-        self.end_use();
     }
 
     /// The worker that gets the next push or timer of the calling thread, which is none: the same for a while (its lines

@@ -38,8 +38,8 @@ pub struct WorkerStats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Tasks that had not finished at the limit and were cancelled.
-    pub cancelled: u64,
+    /// Tasks that had not finished at the limit. They are cancelled, apart from those whose current poll finishes them.
+    pub unfinished: u64,
     /// Workers whose current poll had not returned; their threads end when it does.
     pub busy_workers: usize,
     /// How long the call waited.

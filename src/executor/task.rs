@@ -30,8 +30,8 @@ pub(crate) struct Meta {
     pub(crate) shared: &'static Shared,
     pub(crate) priority: u8,
     pub(crate) life: Life,
-    /// Woken when the task ends before its future stops; see [`Life`].
-    pub(crate) early: AtomicWaker,
+    /// Woken when the task ends before its future stops; see [`Life`]. Only tasks with a deadline do.
+    pub(crate) early: Option<Box<AtomicWaker>>,
 }
 
 impl Drop for Meta {
@@ -221,11 +221,13 @@ impl TaskRef {
 
 /// Makes a task. The runnable is not scheduled yet; `admitted` says whether it may be scheduled straight away.
 ///
-/// `make` gets the task's own reference, which must not leave the future.
+/// `timed` says whether the task may end before its future stops. `make` gets the task's own reference, which must not leave
+/// the future.
 pub(crate) fn new<F>(
     shared: &'static Shared,
     priority: u8,
     admitted: bool,
+    timed: bool,
     make: impl FnOnce(TaskRef) -> F,
 ) -> (Runnable, Task<F::Output>)
 where
@@ -233,7 +235,7 @@ where
     F::Output: Send + 'static,
 {
     shared.task_created();
-    let meta = Meta { shared, priority, life: Life::new(admitted), early: AtomicWaker::new() };
+    let meta = Meta { shared, priority, life: Life::new(admitted), early: timed.then(Box::default) };
     // The metadata stays where it is from here on: in the cell.
     let (runnable, cell) = async_task::Builder::new().metadata(meta).spawn(
         move |meta: &Meta| {

@@ -4,6 +4,7 @@
 //! therefore keeps a waker of every task that it once polled in vain, until the task ends. A task that ends in its first
 //! poll never comes here; for one that waits this costs two uncontended locks in its life.
 
+use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -20,8 +21,9 @@ pub(crate) struct Waiting {
 /// Where a waiting task is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitingKey {
-    worker: usize,
-    index: usize,
+    worker: u16,
+    /// The index in the slab, plus one: part of every task, so small.
+    index: NonZeroU32,
 }
 
 impl Waiting {
@@ -42,12 +44,14 @@ impl Shared {
     pub(crate) fn task_waits(&'static self, waker: &Waker) -> Option<WaitingKey> {
         let worker = Local::with_current(self, |local| local.map(Local::index))?;
         let index = self.workers[worker].waiting.lock().insert(waker.clone());
-        Some(WaitingKey { worker, index })
+        let index = u32::try_from(index + 1).ok().and_then(NonZeroU32::new).expect("under 2^32 waiting tasks");
+        Some(WaitingKey { worker: worker as u16, index })
     }
 
     /// The task has ended.
     pub(crate) fn task_waits_no_more(&self, key: WaitingKey) {
-        let waker = self.workers[key.worker].waiting.lock().try_remove(key.index);
+        let waiting = &self.workers[usize::from(key.worker)].waiting;
+        let waker = waiting.lock().try_remove(key.index.get() as usize - 1);
         drop(waker);
     }
 }

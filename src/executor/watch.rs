@@ -73,8 +73,8 @@ pub(crate) fn expiring_waker(task: TaskRef, deadline: Tick, waker: &Waker) -> Wa
             let due = meta.shared.clock.now() >= self.deadline;
             let expired = due && meta.life.try_end(End::Expired).is_ok();
             self.waker.wake_by_ref();
-            if expired {
-                meta.early.wake();
+            if expired && let Some(early) = &meta.early {
+                early.wake();
             }
         }
     }
@@ -170,7 +170,7 @@ impl Shared {
                     Some((deadline, task)) if deadline <= now => {
                         let meta = task.meta();
                         if meta.life.try_end(End::Expired).is_ok() {
-                            woken.extend(meta.early.take());
+                            woken.extend(meta.early.as_ref().and_then(|early| early.take()));
                         }
                         *slot = None;
                     }

@@ -45,6 +45,8 @@ pub(crate) struct Local {
     /// Priority of the task being polled.
     running: Cell<u8>,
     random: Cell<u64>,
+    /// The last lone task left to its owner: whose, how many polls it had done, and how often it was left.
+    lone: Cell<(usize, u64, u32)>,
     due: RefCell<Vec<Waker>>,
     _not_sync: PhantomData<*const ()>,
 }
@@ -58,6 +60,7 @@ impl Local {
             nonempty: Cell::new(0),
             running: Cell::new(0),
             random: Cell::new(seed | 1),
+            lone: Cell::new((usize::MAX, 0, 0)),
             due: RefCell::new(Vec::new()),
             _not_sync: PhantomData,
         }
@@ -108,10 +111,11 @@ impl Local {
     }
 
     /// Queues a task woken by the one being polled. Alone in its queue, and no better than what runs, it most likely runs
-    /// here next, where its data is: it stays hidden from others until the next dispatch. Otherwise it is shown at once.
+    /// here next, where its data is: no sleeper is woken for it, and thieves leave it for a while (see `leave_lone`).
     pub(crate) fn push_woken(&self, priority: u8, runnable: Runnable) {
-        if self.push(priority, runnable) > 1 || priority < self.running.get() {
-            self.show(priority);
+        let queued = self.push(priority, runnable);
+        self.show(priority);
+        if queued > 1 || priority < self.running.get() {
             self.wake_for_local_work();
         }
     }
@@ -299,29 +303,50 @@ impl Local {
     #[cold]
     fn steal_best(&self, mask: u64, idle: bool) -> Option<Runnable> {
         for priority in priorities(mask) {
-            let stolen = self.victims().find_map(|victim| self.steal(victim, priority, idle));
-            if stolen.is_some() {
-                self.remote().counters.steals.add(1);
-                return stolen;
+            let mut left = false;
+            for victim in self.victims() {
+                match self.steal(victim, priority, idle) {
+                    Theft::Task(task) => {
+                        self.remote().counters.steals.add(1);
+                        return Some(task);
+                    }
+                    Theft::Left => left = true,
+                    Theft::Nothing => {}
+                }
             }
-            if self.shared.ready.retract_hot(priority) {
+            if left {
+                // Nothing lower before it.
+                return None;
+            }
+            // An idle thief looks all the time: were it to clear the bits, the next push would have to set them again. It asks
+            // the queues themselves before it sleeps.
+            if !idle && self.shared.ready.retract_hot(priority) {
                 self.wake_one();
             }
         }
         None
     }
 
-    fn steal(&self, victim: usize, priority: u8, idle: bool) -> Option<Runnable> {
+    fn steal(&self, victim: usize, priority: u8, idle: bool) -> Theft {
         let ready = &self.shared.ready;
         if ready.available(victim) & (1 << priority) == 0 {
-            return None;
+            return Theft::Nothing;
         }
         let remote = &self.shared.workers[victim];
         // A worker with work of its own takes just the better item; an idle one takes a share of bulk work.
         let bulk = idle && priority >= LATENCY_PRIORITIES;
         let inbox = remote.inboxes[usize::from(priority)].get();
-        if let Some(task) = inbox.and_then(|inbox| inbox.pop()) {
-            return Some(task);
+        if let Some(inbox) = inbox
+            && let Some(task) = inbox.pop()
+        {
+            if bulk {
+                let share = (inbox.len() / 2).min(BATCH / 2);
+                (0..share).map_while(|_| inbox.pop()).for_each(|task| _ = self.push(priority, task));
+            }
+            return Theft::Task(task);
+        }
+        if bulk && self.leave_lone(victim, priority) {
+            return Theft::Left;
         }
         if let Some(stealer) = remote.stealers[usize::from(priority)].get() {
             loop {
@@ -333,15 +358,30 @@ impl Local {
                         if bulk {
                             self.nonempty.set(self.nonempty.get() | 1 << priority);
                         }
-                        return Some(task);
+                        return Theft::Task(task);
                     }
                 }
             }
         }
-        if ready.retract(victim, priority, || remote.occupied(priority)) {
+        if !idle && ready.retract(victim, priority, || remote.occupied(priority)) {
             self.wake_one();
         }
-        None
+        Theft::Nothing
+    }
+
+    /// Whether to leave a task that is alone in its deque to its owner: most likely it runs there next, where its data is.
+    /// Not for long: an owner that polls the same task for `LOOKS` looks (a few microseconds) loses it.
+    fn leave_lone(&self, victim: usize, priority: u8) -> bool {
+        const LOOKS: u32 = 32;
+        let remote = &self.shared.workers[victim];
+        if remote.stealers[usize::from(priority)].get().is_none_or(|stealer| stealer.len() != 1) {
+            return false;
+        }
+        let polls = remote.counters.polls.get();
+        let (seen_victim, seen_polls, looks) = self.lone.get();
+        let looks = if (seen_victim, seen_polls) == (victim, polls) { looks + 1 } else { 1 };
+        self.lone.set((victim, polls, looks));
+        looks < LOOKS
     }
 
     /// The other workers, from a random one on.
@@ -351,8 +391,8 @@ impl Local {
         (0..workers).map(move |i| (start + i) % workers).filter(move |victim| *victim != own)
     }
 
-    /// Before a poll: shows the work that stays behind. It was hidden on purpose (see `push_woken`), or by a thief whose
-    /// clearing of a mask missed a push, since local pushes go without a fence.
+    /// Before a poll: shows the work that stays behind. A thief's clearing of a mask may have missed a push, since local
+    /// pushes go without a fence.
     fn show_hidden(&self) {
         if self.alone() {
             return;
@@ -423,6 +463,14 @@ pub(super) fn priorities(mut mask: u64) -> impl Iterator<Item = u8> {
         mask &= mask.wrapping_sub(1);
         best
     })
+}
+
+/// What came of looking at another worker's queues.
+enum Theft {
+    Task(Runnable),
+    /// There is a task, left to its owner for now.
+    Left,
+    Nothing,
 }
 
 /// See [`Local::enter`].

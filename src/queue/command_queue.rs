@@ -280,22 +280,28 @@ impl CommandQueue {
         let begun = clock.now();
         let stats = self.stats();
         let outstanding = stats.total_pending + stats.total_active;
-        let drained = async {
-            loop {
-                let listener = self.idle.listen();
-                if self.is_idle() {
-                    return;
-                }
-                listener.await;
-            }
-        };
-        let waited = self.context.executor.timeout(limit, drained).await;
-        if waited.is_err() && !self.is_idle() {
+        let mut timed = self.context.executor.timeout(limit, self.drained()).await;
+        let waited = clock.now().since(begun);
+        if timed.is_err() && waited < limit {
+            // The executor was closed, and its timers with it. Polls that run still end.
+            timed = Executor::global().timeout(limit - waited, self.drained()).await;
+        }
+        if timed.is_err() && !self.is_idle() {
             let QueueStats { total_pending: pending, total_active: active, .. } = self.stats();
             return Err(LaneError::DrainTimeout { waited: clock.now().since(begun), pending, active });
         }
         self.notice_idle();
         Ok(DrainReport { outstanding, waited: clock.now().since(begun) })
+    }
+
+    async fn drained(&self) {
+        loop {
+            let listener = self.idle.listen();
+            if self.is_idle() {
+                return;
+            }
+            listener.await;
+        }
     }
 
     /// Whether nothing waits and nothing runs; asks each lane for a notice when that is so.

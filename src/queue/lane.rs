@@ -198,7 +198,9 @@ impl Lane {
         let admitted = submitted == Submitted::Admitted;
         let lane = Arc::clone(core);
         let (runnable, task) =
-            context.executor.prepare(core.priority, admitted, |task| settle::run(Accepted::new(job, id, lane, task)));
+            context.executor.prepare(core.priority, admitted, core.config.default_timeout.is_some(), |task| {
+                settle::run(Accepted::new(job, id, lane, task))
+            });
         if admitted {
             context.executor.schedule_new(runnable);
         } else {

@@ -114,7 +114,9 @@ impl<T> Future for Ticket<T> {
                 let Some(timeout) = self.timeout else { return Poll::Pending };
                 let State::Accepted(task) = &self.state else { return Poll::Pending };
                 let Some(meta) = task.meta() else { return Poll::Pending };
-                meta.early.register(cx.waker());
+                if let Some(early) = &meta.early {
+                    early.register(cx.waker());
+                }
                 if meta.life.end() != Some(End::Expired) {
                     return Poll::Pending;
                 }

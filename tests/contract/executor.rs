@@ -229,11 +229,11 @@ fn shutdown_waits_for_tasks_and_ends_the_threads() {
                 .detach();
         }
         let report = block_on(executor.shutdown(HANG));
-        assert_eq!((report.cancelled, report.busy_workers), (0, 0));
+        assert_eq!((report.unfinished, report.busy_workers), (0, 0));
         assert_eq!(done.load(Ordering::SeqCst), 100);
         // And again.
         let report = block_on(executor.shutdown(HANG));
-        assert_eq!((report.cancelled, report.busy_workers), (0, 0));
+        assert_eq!((report.unfinished, report.busy_workers), (0, 0));
     });
 }
 
@@ -243,7 +243,7 @@ fn shutdown_cancels_what_does_not_finish_in_time() {
         let stuck = executor.spawn(5, std::future::pending::<()>());
         let sleeping = executor.spawn(5, sleep(HANG));
         let report = block_on(executor.shutdown(Duration::from_millis(20)));
-        assert_eq!(report.cancelled, 2);
+        assert_eq!(report.unfinished, 2);
         assert!(matches!(block_on(stuck), Err(TaskError::Cancelled)));
         assert!(matches!(block_on(sleeping), Err(TaskError::Cancelled)));
     });
