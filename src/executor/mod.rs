@@ -5,6 +5,7 @@
 //! | `task` | spawned future, handle, contained panics |
 //! | `life` | how a task may end before its future stops |
 //! | `worker` | what runs next; the loop of a worker thread |
+//! | `steal` | taking tasks from other workers, by priority |
 //! | `ready` | masks: which priorities have work, and where |
 //! | `park` | sleeping without missing work |
 //! | `wheel`, `timers`, `time` | timers, per worker |
@@ -17,6 +18,7 @@ pub(crate) mod park;
 pub(crate) mod ready;
 mod shared;
 mod stats;
+mod steal;
 mod task;
 mod time;
 mod timers;

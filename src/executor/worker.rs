@@ -10,19 +10,15 @@ use std::sync::atomic::{Ordering, fence};
 use std::task::Waker;
 use std::time::Duration;
 
-use crossbeam_deque::{Steal, Worker as Deque};
+use crossbeam_deque::Worker as Deque;
 
 use super::park::Asleep;
 use super::shared::{PRIORITIES, Phase, Shared};
 use super::task::Runnable;
 use crate::clock::Tick;
 
-/// Priorities below this are latency lanes: thieves take one item at a time, since half a queue taken by one worker would
-/// wait behind it.
-const LATENCY_PRIORITIES: u8 = 2;
-
 /// Tasks that move from an inbox to the deque at a time.
-const BATCH: usize = 32;
+pub(super) const BATCH: usize = 32;
 
 /// Bounds of how long the last searcher looks before it sleeps; adapts between them. A wake-up costs its caller about
 /// 7 us and arrives 18 us later on the machine of the design, which is what the search may cost to save one.
@@ -36,17 +32,17 @@ thread_local! {
 /// A worker's own side; never leaves its thread.
 #[derive(Debug)]
 pub(crate) struct Local {
-    shared: &'static Shared,
-    index: usize,
+    pub(super) shared: &'static Shared,
+    pub(super) index: usize,
     deques: Box<[OnceCell<Deque<Runnable>>]>,
     /// Bit p: deque p may hold something. Kept apart from the shared mask, which a thief may clear without seeing a push
     /// that has just happened.
-    nonempty: Cell<u64>,
+    pub(super) nonempty: Cell<u64>,
     /// Priority of the task being polled.
     running: Cell<u8>,
-    random: Cell<u64>,
-    /// The last lone task left to its owner: whose, how many polls it had done, and how often it was left.
-    lone: Cell<(usize, u64, u32)>,
+    pub(super) random: Cell<u64>,
+    /// By victim: how many polls it had done when its lone task was last left to it, and how often it was left since.
+    pub(super) lone: Box<[Cell<(u64, u32)>]>,
     due: RefCell<Vec<Waker>>,
     _not_sync: PhantomData<*const ()>,
 }
@@ -60,7 +56,7 @@ impl Local {
             nonempty: Cell::new(0),
             running: Cell::new(0),
             random: Cell::new(seed | 1),
-            lone: Cell::new((usize::MAX, 0, 0)),
+            lone: shared.workers.iter().map(|_| Cell::new((0, 0))).collect(),
             due: RefCell::new(Vec::new()),
             _not_sync: PhantomData,
         }
@@ -120,7 +116,7 @@ impl Local {
         }
     }
 
-    fn push(&self, priority: u8, runnable: Runnable) -> usize {
+    pub(super) fn push(&self, priority: u8, runnable: Runnable) -> usize {
         let deque = self.deque(priority);
         deque.push(runnable);
         self.nonempty.set(self.nonempty.get() | 1 << priority);
@@ -299,98 +295,6 @@ impl Local {
         deque.pop()
     }
 
-    /// Takes the best task of the given priorities from other workers.
-    #[cold]
-    fn steal_best(&self, mask: u64, idle: bool) -> Option<Runnable> {
-        for priority in priorities(mask) {
-            let mut left = false;
-            for victim in self.victims() {
-                match self.steal(victim, priority, idle) {
-                    Theft::Task(task) => {
-                        self.remote().counters.steals.add(1);
-                        return Some(task);
-                    }
-                    Theft::Left => left = true,
-                    Theft::Nothing => {}
-                }
-            }
-            if left {
-                // Nothing lower before it.
-                return None;
-            }
-            // An idle thief looks all the time: were it to clear the bits, the next push would have to set them again. It asks
-            // the queues themselves before it sleeps.
-            if !idle && self.shared.ready.retract_hot(priority) {
-                self.wake_one();
-            }
-        }
-        None
-    }
-
-    fn steal(&self, victim: usize, priority: u8, idle: bool) -> Theft {
-        let ready = &self.shared.ready;
-        if ready.available(victim) & (1 << priority) == 0 {
-            return Theft::Nothing;
-        }
-        let remote = &self.shared.workers[victim];
-        // A worker with work of its own takes just the better item; an idle one takes a share of bulk work.
-        let bulk = idle && priority >= LATENCY_PRIORITIES;
-        let inbox = remote.inboxes[usize::from(priority)].get();
-        if let Some(inbox) = inbox
-            && let Some(task) = inbox.pop()
-        {
-            if bulk {
-                let share = (inbox.len() / 2).min(BATCH / 2);
-                (0..share).map_while(|_| inbox.pop()).for_each(|task| _ = self.push(priority, task));
-            }
-            return Theft::Task(task);
-        }
-        if bulk && self.leave_lone(victim, priority) {
-            return Theft::Left;
-        }
-        if let Some(stealer) = remote.stealers[usize::from(priority)].get() {
-            loop {
-                let steal = if bulk { stealer.steal_batch_and_pop(self.deque(priority)) } else { stealer.steal() };
-                match steal {
-                    Steal::Retry => std::hint::spin_loop(),
-                    Steal::Empty => break,
-                    Steal::Success(task) => {
-                        if bulk {
-                            self.nonempty.set(self.nonempty.get() | 1 << priority);
-                        }
-                        return Theft::Task(task);
-                    }
-                }
-            }
-        }
-        if !idle && ready.retract(victim, priority, || remote.occupied(priority)) {
-            self.wake_one();
-        }
-        Theft::Nothing
-    }
-
-    /// Whether to leave a task that is alone in its deque to its owner: most likely it runs there next, where its data is.
-    /// Not for long: an owner that polls the same task for `LOOKS` looks (a few microseconds) loses it.
-    fn leave_lone(&self, victim: usize, priority: u8) -> bool {
-        const LOOKS: u32 = 32;
-        let remote = &self.shared.workers[victim];
-        if remote.stealers[usize::from(priority)].get().is_none_or(|stealer| stealer.len() != 1) {
-            return false;
-        }
-        let polls = remote.counters.polls.get();
-        let (seen_victim, seen_polls, looks) = self.lone.get();
-        let looks = if (seen_victim, seen_polls) == (victim, polls) { looks + 1 } else { 1 };
-        self.lone.set((victim, polls, looks));
-        looks < LOOKS
-    }
-
-    /// The other workers, from a random one on.
-    fn victims(&self) -> impl Iterator<Item = usize> + use<> {
-        let (workers, own) = (self.shared.workers.len(), self.index);
-        let start = self.random() as usize % workers;
-        (0..workers).map(move |i| (start + i) % workers).filter(move |victim| *victim != own)
-    }
-
     /// Before a poll: shows the work that stays behind. A thief's clearing of a mask may have missed a push, since local
     /// pushes go without a fence.
     fn show_hidden(&self) {
@@ -420,14 +324,14 @@ impl Local {
         }
     }
 
-    fn wake_one(&self) {
+    pub(super) fn wake_one(&self) {
         if let Some(worker) = self.shared.idle.notify() {
             self.remote().counters.wakes.add(1);
             self.shared.unpark(worker);
         }
     }
 
-    fn deque(&self, priority: u8) -> &Deque<Runnable> {
+    pub(super) fn deque(&self, priority: u8) -> &Deque<Runnable> {
         self.deques[usize::from(priority)].get_or_init(|| {
             let deque = Deque::new_fifo();
             // Set once, here, by the only owner.
@@ -436,23 +340,13 @@ impl Local {
         })
     }
 
-    fn remote(&self) -> &'static super::shared::Remote {
+    pub(super) fn remote(&self) -> &'static super::shared::Remote {
         &self.shared.workers[self.index]
     }
 
     /// One worker needs no masks, no thieves and no search.
     fn alone(&self) -> bool {
         self.shared.workers.len() == 1
-    }
-
-    fn random(&self) -> u64 {
-        // xorshift64: only spreads thieves over victims.
-        let mut x = self.random.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        self.random.set(x);
-        x
     }
 }
 
@@ -463,14 +357,6 @@ pub(super) fn priorities(mut mask: u64) -> impl Iterator<Item = u8> {
         mask &= mask.wrapping_sub(1);
         best
     })
-}
-
-/// What came of looking at another worker's queues.
-enum Theft {
-    Task(Runnable),
-    /// There is a task, left to its owner for now.
-    Left,
-    Nothing,
 }
 
 /// See [`Local::enter`].

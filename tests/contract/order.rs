@@ -207,3 +207,43 @@ fn a_simulation_that_can_not_go_on_says_so_with_its_seed() {
     let never = simulation.executor().spawn(0, never);
     let _ = simulation.block_on(never);
 }
+
+#[test]
+fn better_lone_tasks_of_blocked_workers_are_taken_by_a_busy_one() {
+    let executor = crate::support::executor(4);
+    for _ in 0..20 {
+        let (go, blocked) = (Barrier::default(), crate::support::Gauge::default());
+        let ran = Arc::new(AtomicUsize::new(0));
+        // Three workers each leave a woken task behind and block; the fourth has to see to all three.
+        let blocking: Vec<_> = (0..3)
+            .map(|_| {
+                let (go, blocked, ran, inner) = (go.clone(), blocked.clone(), Arc::clone(&ran), executor.clone());
+                executor.spawn(5, async move {
+                    let (wake, woken) = futures::channel::oneshot::channel::<()>();
+                    let task = inner.spawn(5, async move {
+                        woken.await.ok();
+                        ran.fetch_add(1, Ordering::SeqCst);
+                    });
+                    yield_now().await;
+                    let _inside = blocked.enter();
+                    wake.send(()).ok();
+                    go.wait();
+                    task.await.unwrap();
+                })
+            })
+            .collect();
+        eventually("three blocked", || blocked.now() == 3);
+        // A fourth worker that is awake, since a lone woken task does not wake a sleeper.
+        let awake = executor.spawn(40, {
+            let ran = Arc::clone(&ran);
+            async move {
+                while ran.load(Ordering::SeqCst) < 3 {
+                    yield_now().await;
+                }
+            }
+        });
+        block_on(awake).unwrap();
+        go.open();
+        blocking.into_iter().for_each(|task| block_on(task).unwrap());
+    }
+}

@@ -1,0 +1,183 @@
+//! Stealing: how a worker takes tasks from others, by priority.
+//!
+//! A worker with work of its own steals only what is strictly better, one task at a time. An idle one takes the best there
+//! is, and half of what it finds of bulk work. Never: a lower task is taken while a better one is visible.
+
+use crossbeam_deque::Steal;
+
+use super::task::Runnable;
+use super::worker::{BATCH, Local, priorities};
+
+/// Priorities below this are latency lanes: thieves take one item at a time, since half a queue taken by one worker would
+/// wait behind it.
+const LATENCY_PRIORITIES: u8 = 2;
+
+/// What came of looking at another worker's queues.
+enum Theft {
+    Task(Runnable),
+    /// There is a task, left to its owner for now.
+    Left,
+    Nothing,
+}
+
+impl Local {
+    /// Takes the best task of the given priorities from other workers.
+    #[inline(never)]
+    pub(super) fn steal_best(&self, mask: u64, idle: bool) -> Option<Runnable> {
+        for priority in priorities(mask) {
+            let mut left = false;
+            for victim in self.victims() {
+                match self.steal(victim, priority, idle) {
+                    Theft::Task(task) => {
+                        self.remote().counters.steals.add(1);
+                        return Some(task);
+                    }
+                    Theft::Left => left = true,
+                    Theft::Nothing => {}
+                }
+            }
+            if left {
+                // Nothing lower before it.
+                return None;
+            }
+            // An idle thief looks all the time: were it to clear the bits, the next push would have to set them again. It asks
+            // the queues themselves before it sleeps.
+            if !idle && self.shared.ready.retract_hot(priority) {
+                self.wake_one();
+            }
+        }
+        None
+    }
+
+    fn steal(&self, victim: usize, priority: u8, idle: bool) -> Theft {
+        let ready = &self.shared.ready;
+        if ready.available(victim) & (1 << priority) == 0 {
+            return Theft::Nothing;
+        }
+        let remote = &self.shared.workers[victim];
+        // A worker with work of its own takes just the better item; an idle one takes a share of bulk work.
+        let bulk = idle && priority >= LATENCY_PRIORITIES;
+        let inbox = remote.inboxes[usize::from(priority)].get();
+        if let Some(inbox) = inbox
+            && let Some(task) = inbox.pop()
+        {
+            if bulk {
+                let share = (inbox.len() / 2).min(BATCH / 2);
+                (0..share).map_while(|_| inbox.pop()).for_each(|task| _ = self.push(priority, task));
+            }
+            return Theft::Task(task);
+        }
+        if bulk && self.leave_lone(victim, priority) {
+            return Theft::Left;
+        }
+        if let Some(stealer) = remote.stealers[usize::from(priority)].get() {
+            loop {
+                let steal = if bulk { stealer.steal_batch_and_pop(self.deque(priority)) } else { stealer.steal() };
+                match steal {
+                    Steal::Retry => std::hint::spin_loop(),
+                    Steal::Empty => break,
+                    Steal::Success(task) => {
+                        if bulk {
+                            self.nonempty.set(self.nonempty.get() | 1 << priority);
+                        }
+                        return Theft::Task(task);
+                    }
+                }
+            }
+        }
+        if !idle && ready.retract(victim, priority, || remote.occupied(priority)) {
+            self.wake_one();
+        }
+        Theft::Nothing
+    }
+
+    /// Whether to leave a task that is alone in its deque to its owner: most likely it runs there next, where its data is.
+    /// Not for long: an owner that polls the same task for `LOOKS` looks (a few microseconds) loses it.
+    fn leave_lone(&self, victim: usize, priority: u8) -> bool {
+        const LOOKS: u32 = 32;
+        let remote = &self.shared.workers[victim];
+        if remote.stealers[usize::from(priority)].get().is_none_or(|stealer| stealer.len() != 1) {
+            return false;
+        }
+        let polls = remote.counters.polls.get();
+        let (seen_polls, looks) = self.lone[victim].get();
+        let looks = if seen_polls == polls { looks + 1 } else { 1 };
+        self.lone[victim].set((polls, looks));
+        looks < LOOKS
+    }
+
+    /// The other workers, from a random one on.
+    fn victims(&self) -> impl Iterator<Item = usize> + use<> {
+        let (workers, own) = (self.shared.workers.len(), self.index);
+        let start = self.random() as usize % workers;
+        (0..workers).map(move |i| (start + i) % workers).filter(move |victim| *victim != own)
+    }
+
+    fn random(&self) -> u64 {
+        // xorshift64: only spreads thieves over victims.
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x
+    }
+}
+
+#[cfg(all(test, not(corelane_loom)))]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::executor::Executor;
+
+    fn workers(executor: &Executor) -> Vec<Local> {
+        (0..executor.workers()).map(|index| Local::new(executor.shared(), index, index as u64 + 1)).collect()
+    }
+
+    fn spawn_on(worker: &Local, executor: &Executor, priority: u8) {
+        let _entered = worker.enter();
+        executor.spawn(priority, async {}).detach();
+    }
+
+    fn drop_all(executor: &Executor, workers: &[Local]) {
+        executor.close();
+        for worker in workers {
+            let _entered = worker.enter();
+            worker.drop_queued();
+        }
+    }
+
+    #[test]
+    fn lone_tasks_of_several_stuck_owners_are_all_taken_after_some_looks() {
+        let executor = Executor::without_threads(3, Clock::virtual_time());
+        let workers = workers(&executor);
+        spawn_on(&workers[0], &executor, 5);
+        spawn_on(&workers[1], &executor, 5);
+        let thief = &workers[2];
+        let taken = (0..100).filter_map(|_| thief.next_task()).inspect(|task| assert_eq!(task.metadata().priority, 5));
+        assert_eq!(taken.count(), 2);
+        drop_all(&executor, &workers);
+    }
+
+    #[test]
+    fn nothing_lower_is_taken_before_a_lone_task_that_is_left() {
+        let executor = Executor::without_threads(3, Clock::virtual_time());
+        let workers = workers(&executor);
+        spawn_on(&workers[0], &executor, 5);
+        (0..4).for_each(|_| spawn_on(&workers[1], &executor, 9));
+        let thief = &workers[2];
+        let order: Vec<_> = (0..200).filter_map(|_| thief.next_task()).map(|task| task.metadata().priority).collect();
+        assert_eq!(order.first(), Some(&5));
+        assert_eq!(order.len(), 5);
+        drop_all(&executor, &workers);
+    }
+
+    #[test]
+    fn a_latency_lane_is_never_left() {
+        let executor = Executor::without_threads(2, Clock::virtual_time());
+        let workers = workers(&executor);
+        spawn_on(&workers[0], &executor, 0);
+        assert!(workers[1].next_task().is_some());
+        drop_all(&executor, &workers);
+    }
+}
