@@ -92,9 +92,11 @@ impl Local {
     }
 
     /// Whether to leave a task that is alone in its deque to its owner: most likely it runs there next, where its data is.
-    /// Not for long: an owner that polls the same task for `LOOKS` looks (a few microseconds) loses it.
+    /// Not for long: an owner that polls the same task for `LOOKS` looks (some microseconds) loses it.
     fn leave_lone(&self, victim: usize, priority: u8) -> bool {
-        const LOOKS: u32 = 32;
+        const LOOKS: u32 = 8;
+        /// Pauses after each look, which takes the lines that the owner works on.
+        const PAUSES: u32 = 64;
         let remote = &self.shared.workers[victim];
         if remote.stealers[usize::from(priority)].get().is_none_or(|stealer| stealer.len() != 1) {
             return false;
@@ -103,6 +105,9 @@ impl Local {
         let (seen_polls, looks) = self.lone[victim].get();
         let looks = if seen_polls == polls { looks + 1 } else { 1 };
         self.lone[victim].set((polls, looks));
+        if looks < LOOKS {
+            (0..PAUSES).for_each(|_| std::hint::spin_loop());
+        }
         looks < LOOKS
     }
 
