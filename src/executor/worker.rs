@@ -218,7 +218,7 @@ impl Local {
                     searching = true;
                     search.begin(self.shared.clock.now());
                 }
-                None if !self.alone() && search.goes_on(|| self.shared.clock.now()) => std::hint::spin_loop(),
+                None if !self.alone() && search.goes_on(|| self.shared.clock.now()) => Search::pause(),
                 None => {
                     self.sleep();
                     search.begin(self.shared.clock.now());
@@ -394,10 +394,16 @@ impl Search {
         self.budget = (self.budget * 2).min(SEARCH_MAX);
     }
 
+    /// Between two looks, which take lines that others work on.
+    fn pause() {
+        const PAUSES: u32 = 16;
+        (0..PAUSES).for_each(|_| std::hint::spin_loop());
+    }
+
     /// Whether to look once more; gives up, and looks for a shorter time next, when the budget is used up.
     fn goes_on(&mut self, now: impl FnOnce() -> Tick) -> bool {
         // Reading the clock costs as much as a look at the masks.
-        const ROUNDS_PER_LOOK: u32 = 16;
+        const ROUNDS_PER_LOOK: u32 = 4;
         self.rounds = self.rounds.wrapping_add(1);
         if !self.rounds.is_multiple_of(ROUNDS_PER_LOOK) || now() < self.until {
             return true;
