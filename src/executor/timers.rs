@@ -37,7 +37,8 @@ impl Timers {
         self.lock().next_deadline()
     }
 
-    /// Whether a timer is due at `now`, or `Tick::NEVER` for "is any set": a load, for the dispatch loop.
+    /// The next deadline as last published, [`Tick::NEVER`] if none is set: a load, for the dispatch loop. A timer that was
+    /// cancelled may still show.
     pub(crate) fn next_hint(&self) -> Tick {
         Tick::from_nanos(self.next.load(Ordering::Relaxed))
     }

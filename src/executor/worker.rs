@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::marker::PhantomData;
-use std::sync::atomic::{Ordering, fence};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -267,8 +266,6 @@ impl Local {
 
     /// Drops what is queued: the executor is closed.
     pub(crate) fn drop_queued(&self) {
-        // ORDERING: pairs with the fence in `Shared::push_outside`, see there.
-        fence(Ordering::SeqCst);
         // Sleepers outside of this executor learn from their next poll that it is closed.
         self.remote().timers.take_all().into_iter().for_each(super::wake_contained);
         self.remote().waiting.wake_all();

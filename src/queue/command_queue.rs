@@ -63,7 +63,8 @@ pub struct DrainReport {
 }
 
 impl CommandQueue {
-    /// An empty queue on the global executor, and on the tokio runtime that is current (feature `tokio`).
+    /// An empty queue on the global executor, and on the tokio runtime that is current (feature `tokio`). It comes in an
+    /// `Arc`, unlike a3s-lane's, since its lanes refer to it.
     #[must_use]
     pub fn new(events: EventEmitter) -> Arc<Self> {
         Self::on(Executor::global().clone(), events)
