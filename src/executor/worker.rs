@@ -210,7 +210,12 @@ impl Local {
                     } else {
                         self.wake_for_local_work_waiting();
                     }
-                    self.run(task);
+                    // What was woken after the executor was closed is seen to be so here: popping it synchronised with the push.
+                    if self.shared.phase() == Phase::Closed {
+                        drop(task);
+                    } else {
+                        self.run(task);
+                    }
                 }
                 None if !searching => {
                     idle.begin_search();
