@@ -43,7 +43,11 @@ loom-deep:
 
 # Criterion benches
 bench *ARGS:
-    cargo bench --bench executor --bench queue {{ARGS}}
+    cargo bench --bench executor --bench queue --bench limiters {{ARGS}}
+
+# How exact rate limits are in real time
+rates:
+    cargo bench --bench rates
 
 # Side by side with other executors and queues; `--quick` for a first look
 compare *ARGS:

@@ -17,8 +17,13 @@
 //! loom does not see those, and so explores no interleavings on their account.
 
 mod gate;
+mod keys;
 mod life;
+mod lift;
+mod nested;
 mod park;
+mod pool;
+mod rate;
 mod ready;
 mod shutdown;
 

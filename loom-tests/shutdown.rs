@@ -41,7 +41,7 @@ fn closing<G: Steps>(gate: impl Fn() -> G + Send + Sync + 'static) -> impl Fn() 
     }
 }
 
-/// What `queue/lane.rs` does when the lane's queue is dropped while the lane is held: nobody would ever start it.
+/// What `queue/admission` does when the lane's queue is dropped while the lane is held: nobody would ever start it.
 struct Abandoned {
     lane: Lane<Gate>,
     /// The queue's last reference is gone. Then `abandon` is called.
@@ -68,7 +68,9 @@ impl Abandoned {
     fn abandon(&self) {
         self.lane.gate.close();
         if self.lane.gate.status().held {
-            self.lane.gate.abandon(&self.lane.queue, |command| self.lane.settle(command));
+            while let Some(command) = self.lane.gate.withdraw(&self.lane.queue) {
+                self.lane.settle(command);
+            }
         }
     }
 }

@@ -3,11 +3,15 @@
 //! Scheduling uses monotonic [`Tick`]s from a [`Clock`], which a simulation replaces by one that moves only when told.
 //! The wall clock is for display and stored records, never for a decision.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime};
 
-/// A point in monotonic time: nanoseconds since the clock was made.
+/// Where system clocks count from: one instant for all, so that what several executors share (a rate limiter) can compare
+/// their ticks.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// A point in monotonic time: nanoseconds since a clock's origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Tick(u64);
 
@@ -37,15 +41,16 @@ impl Tick {
 /// Where ticks come from.
 #[derive(Clone, Debug)]
 pub(crate) enum Clock {
-    /// The system's monotonic clock, counted from the instant given.
-    System(Instant),
+    /// The system's monotonic clock, counted from when the process first asked for one.
+    System,
     /// Moves only by [`Clock::advance`].
     Virtual(Arc<AtomicU64>),
 }
 
 impl Clock {
     pub(crate) fn system() -> Self {
-        Self::System(Instant::now())
+        LazyLock::force(&ORIGIN);
+        Self::System
     }
 
     pub(crate) fn virtual_time() -> Self {
@@ -54,7 +59,7 @@ impl Clock {
 
     pub(crate) fn now(&self) -> Tick {
         match self {
-            Self::System(origin) => Tick(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+            Self::System => Tick(u64::try_from(ORIGIN.elapsed().as_nanos()).unwrap_or(u64::MAX)),
             Self::Virtual(nanos) => Tick(nanos.load(Ordering::Acquire)),
         }
     }
@@ -65,6 +70,16 @@ impl Clock {
             nanos.fetch_max(to.0, Ordering::AcqRel);
         }
     }
+}
+
+/// Time from now until `at`; zero if that has passed.
+pub(crate) fn until(at: Instant) -> Duration {
+    at.saturating_duration_since(Instant::now())
+}
+
+/// Time from now until the wall clock shows `at`, as it goes now; zero if that has passed.
+pub(crate) fn until_wall(at: SystemTime) -> Duration {
+    at.duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 /// The wall clock, for timestamps that people read.

@@ -30,9 +30,31 @@ pub enum LaneError {
     /// The command panicked; its slot is free and the lane goes on.
     #[error("command panicked: {0}")]
     Panicked(String),
-    /// The command was cancelled before it finished.
-    #[error("command was cancelled")]
-    Cancelled,
+    /// The command was cancelled before it finished: through its ticket, with the command that submitted it, or by a queue
+    /// that stopped.
+    #[error("command was cancelled {}", if *.started { "while it ran" } else { "before it started" })]
+    Cancelled {
+        /// Whether an attempt had begun: then it may have had effects.
+        started: bool,
+    },
+    /// The command waited for longer than it was allowed to, and never starts.
+    #[error("command expired after waiting {waited:?}: it was not started")]
+    Expired {
+        /// How long it was allowed to wait.
+        waited: Duration,
+    },
+    /// The lane holds as much as it may. Nothing was stored: submit again later, or let the lane wait or drop others (see
+    /// [`Overflow`](crate::Overflow)).
+    #[error("lane {lane_id:?} is full: {limit}")]
+    LaneFull {
+        /// Which lane.
+        lane_id: String,
+        /// What limit was reached.
+        limit: String,
+    },
+    /// The command was dropped before it started, to make room for others in a full lane.
+    #[error("command was dropped from a full lane before it started")]
+    Shed,
     /// [`QueueManager::drain`](crate::QueueManager::drain) ran out of time. Nothing was cancelled; drain may be called
     /// again.
     #[error("not drained after {waited:?}: {pending} commands pending, {active} active")]
@@ -47,9 +69,75 @@ pub enum LaneError {
     /// The queue is shutting down and accepts no more commands. Nothing was stored.
     #[error("queue is shutting down, not accepting new commands")]
     ShutdownInProgress,
+    /// A failure that trying again does not mend; see [`LaneError::permanent`]. Built-in retry policies give up at once.
+    #[error("{0} (permanent)")]
+    Permanent(#[source] Box<Self>),
+    /// A failure with a word on when to try again; see [`LaneError::retry_after`].
+    #[error("{error} (retry after {after:?})")]
+    RetryAfter {
+        /// The least wait before the next attempt.
+        after: Duration,
+        /// What went wrong.
+        #[source]
+        error: Box<Self>,
+    },
     /// Anything else a command wants to report.
     #[error("{0}")]
     Other(String),
+}
+
+impl LaneError {
+    /// Marks a failure that trying again does not mend: bad input, a missing permission. It is never retried by a
+    /// built-in [`RetryPolicy`](crate::RetryPolicy); a custom one is asked and sees the mark.
+    ///
+    /// ```
+    /// use corelane::LaneError;
+    ///
+    /// let error = LaneError::CommandError("no such table".into()).permanent();
+    /// assert!(error.is_permanent());
+    /// ```
+    #[must_use]
+    pub fn permanent(self) -> Self {
+        Self::Permanent(Box::new(self))
+    }
+
+    /// Says when to try again at the earliest, as a `Retry-After` header does. A built-in
+    /// [`RetryPolicy`](crate::RetryPolicy) waits at least `after`, also where that is more than its `max_delay`; jitter
+    /// only adds. How often it retries stays its own decision: with [`RetryPolicy::none`](crate::RetryPolicy::none) never.
+    #[must_use]
+    pub fn retry_after(self, after: Duration) -> Self {
+        Self::RetryAfter { after, error: Box::new(self) }
+    }
+
+    /// Whether the error was marked by [`LaneError::permanent`], on the outside or further in.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Permanent(_) => true,
+            Self::RetryAfter { error, .. } => error.is_permanent(),
+            _ => false,
+        }
+    }
+
+    /// The least wait that [`LaneError::retry_after`] asked for; of several marks, the outermost.
+    #[must_use]
+    pub fn requested_delay(&self) -> Option<Duration> {
+        match self {
+            Self::RetryAfter { after, .. } => Some(*after),
+            Self::Permanent(error) => error.requested_delay(),
+            _ => None,
+        }
+    }
+
+    /// The error without the marks of [`LaneError::permanent`] and [`LaneError::retry_after`]: what to match on.
+    /// [`source`](std::error::Error::source) leads there, too, one mark at a time, in a `Box`.
+    #[must_use]
+    pub fn unmarked(&self) -> &Self {
+        match self {
+            Self::Permanent(error) | Self::RetryAfter { error, .. } => error.unmarked(),
+            error => error,
+        }
+    }
 }
 
 /// Every problem that a builder found, not just the first.

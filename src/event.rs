@@ -43,8 +43,18 @@ pub mod events {
     pub const QUEUE_COMMAND_FAILED: &str = "queue.command.failed";
     /// A command was given up at its deadline and has stopped. Also fields `error`, `timeout_ms`.
     pub const QUEUE_COMMAND_TIMEOUT: &str = "queue.command.timeout";
-    /// A command was cancelled and has stopped, or never starts.
+    /// A command was cancelled and has stopped, or never starts. Also field `started`.
     pub const QUEUE_COMMAND_CANCELLED: &str = "queue.command.cancelled";
+    /// An attempt failed and another one follows. Also fields `attempt`, `error`, `delay_ms`.
+    pub const QUEUE_COMMAND_RETRY: &str = "queue.command.retry";
+    /// A command waited for too long and never starts. Also fields `error`, `waited_ms`.
+    pub const QUEUE_COMMAND_EXPIRED: &str = "queue.command.expired";
+    /// A command was dropped from a full lane before it started.
+    pub const QUEUE_COMMAND_SHED: &str = "queue.command.shed";
+    /// A command was given up and is kept as a dead letter. Also field `attempts`.
+    pub const QUEUE_COMMAND_DEAD_LETTERED: &str = "queue.command.dead_lettered";
+    /// A dead letter was dropped to make room for another one.
+    pub const QUEUE_DEAD_LETTER_EVICTED: &str = "queue.dead_letter.evicted";
     /// The queue accepts no more commands.
     pub const QUEUE_SHUTDOWN_STARTED: &str = "queue.shutdown.started";
     /// After the above: every accepted command has settled.
@@ -149,7 +159,44 @@ pub enum Transition {
         timeout: Duration,
     },
     /// Cancelled; it has stopped, or never starts.
-    Cancelled(CommandInfo),
+    Cancelled {
+        /// Which.
+        command: CommandInfo,
+        /// Whether an attempt had begun.
+        started: bool,
+    },
+    /// An attempt failed and another one follows. The command holds no permit until then.
+    Retrying {
+        /// Which.
+        command: CommandInfo,
+        /// The attempt that failed, from 1.
+        attempt: u32,
+        /// What it said.
+        error: Arc<str>,
+        /// How long until it may start again.
+        delay: Duration,
+    },
+    /// It waited for longer than it was allowed to, and never starts.
+    Expired {
+        /// Which.
+        command: CommandInfo,
+        /// How long it was allowed to wait.
+        waited: Duration,
+    },
+    /// Dropped from a full lane before it started.
+    Shed(CommandInfo),
+    /// Given up and kept as a dead letter.
+    DeadLettered {
+        /// Which.
+        command: CommandInfo,
+        /// Attempts made.
+        attempts: u32,
+    },
+    /// The oldest dead letter was dropped to make room for another.
+    DeadLetterEvicted {
+        /// Of which command.
+        command: CommandInfo,
+    },
     /// A lane came under pressure.
     Pressure {
         /// Which.
@@ -178,7 +225,12 @@ impl Transition {
             Self::Completed(_) => events::QUEUE_COMMAND_COMPLETED,
             Self::Failed { .. } => events::QUEUE_COMMAND_FAILED,
             Self::TimedOut { .. } => events::QUEUE_COMMAND_TIMEOUT,
-            Self::Cancelled(_) => events::QUEUE_COMMAND_CANCELLED,
+            Self::Cancelled { .. } => events::QUEUE_COMMAND_CANCELLED,
+            Self::Retrying { .. } => events::QUEUE_COMMAND_RETRY,
+            Self::Expired { .. } => events::QUEUE_COMMAND_EXPIRED,
+            Self::Shed(_) => events::QUEUE_COMMAND_SHED,
+            Self::DeadLettered { .. } => events::QUEUE_COMMAND_DEAD_LETTERED,
+            Self::DeadLetterEvicted { .. } => events::QUEUE_DEAD_LETTER_EVICTED,
             Self::Pressure { .. } => events::QUEUE_LANE_PRESSURE,
             Self::Idle { .. } => events::QUEUE_LANE_IDLE,
             Self::ShutdownStarted => events::QUEUE_SHUTDOWN_STARTED,
@@ -196,12 +248,25 @@ impl Transition {
             ]
         };
         let fields = match self {
-            Self::Submitted(info) | Self::Started(info) | Self::Completed(info) | Self::Cancelled(info) => {
-                command(info)
+            Self::Submitted(info) | Self::Started(info) | Self::Completed(info) | Self::Shed(info) => command(info),
+            Self::DeadLetterEvicted { command: info } => command(info),
+            Self::Cancelled { command: info, started } => [command(info), vec![("started", json!(started))]].concat(),
+            Self::Retrying { command: info, attempt, error, delay } => {
+                let delay_ms = millis(*delay);
+                let fields =
+                    vec![("attempt", json!(attempt)), ("error", json!(&**error)), ("delay_ms", json!(delay_ms))];
+                [command(info), fields].concat()
+            }
+            Self::Expired { command: info, waited } => {
+                let error = crate::error::LaneError::Expired { waited: *waited }.to_string();
+                [command(info), vec![("error", json!(error)), ("waited_ms", json!(millis(*waited)))]].concat()
+            }
+            Self::DeadLettered { command: info, attempts } => {
+                [command(info), vec![("attempts", json!(attempts))]].concat()
             }
             Self::Failed { command: info, error } => [command(info), vec![("error", json!(&**error))]].concat(),
             Self::TimedOut { command: info, timeout } => {
-                let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                let timeout_ms = millis(*timeout);
                 let error = crate::error::LaneError::Timeout(*timeout).to_string();
                 [command(info), vec![("error", json!(error)), ("timeout_ms", json!(timeout_ms))]].concat()
             }
@@ -215,6 +280,10 @@ impl Transition {
     fn into_event(self, timestamp: DateTime<Utc>) -> LaneEvent {
         LaneEvent { key: self.key().into(), payload: self.payload(), timestamp, transition: Some(self) }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What travels from emitter to subscriber.

@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 /// Identifies a command within this process.
 ///
 /// Ids are unique and cheap: a thread takes a block of numbers at a time, so two commands submitted one after the other
@@ -47,5 +49,23 @@ impl fmt::Display for CommandId {
 impl fmt::Debug for CommandId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CommandId({})", self.0)
+    }
+}
+
+/// As text, in the form that is displayed: `"c17"`.
+impl Serialize for CommandId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// From the form that is displayed. An id of another process may be that of a command of this one, too.
+impl<'de> Deserialize<'de> for CommandId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number = text.strip_prefix('c').and_then(|digits| digits.parse().ok());
+        number.map(Self).ok_or_else(|| {
+            de::Error::invalid_value(de::Unexpected::Str(&text), &"a command id: `c` and a number, as in `c17`")
+        })
     }
 }

@@ -8,6 +8,7 @@ mod executor;
 mod id;
 mod limit;
 mod monitor;
+mod policy;
 mod queue;
 mod simulation;
 mod sync;
@@ -26,10 +27,18 @@ pub use executor::{
     WorkerStats, should_yield, sleep, timeout, yield_now,
 };
 pub use id::CommandId;
+pub use limit::rate::{RateAlgorithm, RateLimitConfig, RateLimiter};
+pub use limit::sliding_window::SlidingWindowLimiter;
+pub use limit::token_bucket::TokenBucketLimiter;
 pub use monitor::{MonitorConfig, QueueMonitor};
+pub use policy::boost::{PriorityBoostConfig, PriorityBooster};
+pub use policy::retry::{FailedAttempt, Jitter, Retry, RetryBudget, RetryPolicy, RetryStrategy};
 pub use queue::{
-    Command, CommandQueue, DrainReport, JsonCommand, Lane, LaneConfig, LaneId, LaneStatus, Priority, QueueManager,
-    QueueManagerBuilder, QueueStats, Rejected, Ticket, TicketError, TypedCommand, lane_ids, priorities,
+    Acquire, AttemptError, CancelToken, Command, CommandContext, CommandQueue, DeadLetter, DeadLetterQueue,
+    DeadLetterReason, DrainReport, JsonCommand, JsonSubmission, Key, Lane, LaneConfig, LaneId, LaneStatus, Overflow,
+    Permit, Priority, PriorityItem, PriorityQueue, QueueManager, QueueManagerBuilder, QueueStats, Rejected,
+    RequeueReport, Stop, StopReport, SubmitOptions, Ticket, TicketError, TypedCommand, is_cancelled, lane_ids,
+    priorities,
 };
 pub use simulation::Simulation;
 

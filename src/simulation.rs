@@ -141,7 +141,11 @@ impl Simulation {
 
 impl Drop for Simulation {
     fn drop(&mut self) {
-        self.executor.close();
+        {
+            // As a worker, so that what this wakes is queued, and not dropped under a lock of whoever wakes it.
+            let _entered = self.workers[0].enter();
+            self.executor.close();
+        }
         for worker in &self.workers {
             let _entered = worker.enter();
             worker.drop_queued();

@@ -46,6 +46,6 @@ pub(crate) async fn cancel<T: Send + 'static>(lanes: &Lanes, mut ticket: Ticket<
     })?;
     let ticket = cancel.await??;
     ensure!(!ticket.has_started(), "command {} started while its lane was paused", ticket.id());
-    ensure!(matches!(ticket.await?, Err(LaneError::Cancelled)), "a command that was cancelled gave a result");
+    ensure!(matches!(ticket.await?, Err(LaneError::Cancelled { .. })), "a command that was cancelled gave a result");
     Ok(())
 }

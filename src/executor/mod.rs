@@ -5,6 +5,8 @@
 //! | `task` | spawned future, handle, contained panics |
 //! | `life` | how a task may end before its future stops |
 //! | `worker` | what runs next; the loop of a worker thread |
+//! | `slot`, `lift` | parked tasks; tasks that stand on several run queues |
+//! | `floor` | priorities that must not starve |
 //! | `steal` | taking tasks from other workers, by priority |
 //! | `ready` | masks: which priorities have work, and where |
 //! | `park` | sleeping without missing work |
@@ -13,10 +15,13 @@
 //! | `watch` | attempts that block past their deadline |
 //! | `shared` | what the workers share, and when it is freed |
 
+mod floor;
 pub(crate) mod life;
+mod lift;
 pub(crate) mod park;
 pub(crate) mod ready;
 mod shared;
+pub(crate) mod slot;
 mod stats;
 mod steal;
 mod task;
@@ -36,11 +41,14 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+pub(crate) use lift::{lift, schedule_liftable};
 pub(crate) use park::MAX_WORKERS;
 pub use stats::{ShutdownReport, WorkerStats};
 pub use task::{Cancel, Task, TaskError};
-pub(crate) use task::{Runnable, TaskRef, discard_panic, panic_message};
+pub(crate) use task::{Handle, Runnable, TaskRef, discard_panic, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
+pub(crate) use time::{now, sleep_until};
+pub(crate) use timers::TimerKey;
 pub(crate) use watch::{Watched, expiring_waker};
 pub(crate) use worker::Local;
 
@@ -48,6 +56,7 @@ use event_listener::Event;
 
 use crate::clock::Clock;
 use crate::error::ConfigErrors;
+use life::Birth;
 pub(crate) use shared::{Closing, Shared};
 use shared::{PRIORITIES, Phase};
 
@@ -147,6 +156,11 @@ impl Executor {
         self.shared().phase() == Phase::Open
     }
 
+    /// Whether nothing runs any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared().phase() == Phase::Closed
+    }
+
     pub(crate) fn clock(&self) -> &Clock {
         &self.shared().clock
     }
@@ -187,7 +201,7 @@ impl Executor {
     {
         let shared = self.shared();
         let priority = priority.min(LOWEST_PRIORITY);
-        let (runnable, task) = task::new(shared, priority, true, false, |_| future);
+        let (runnable, task) = task::new(shared, priority, Birth::Admitted, false, |_| future);
         self.schedule_new(runnable);
         task
     }
@@ -196,7 +210,7 @@ impl Executor {
     pub(crate) fn prepare<F>(
         &self,
         priority: u8,
-        admitted: bool,
+        birth: Birth,
         timed: bool,
         make: impl FnOnce(TaskRef) -> F,
     ) -> (Runnable, Task<F::Output>)
@@ -204,14 +218,14 @@ impl Executor {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        task::new(self.shared(), priority, admitted, timed, make)
+        task::new(self.shared(), priority, birth, timed, make)
     }
 
     /// Puts a new task on a run queue.
     pub(crate) fn schedule_new(&self, runnable: Runnable) {
         if self.is_open() {
             // The handle keeps what is shared in memory.
-            self.shared().push_new(runnable.metadata().priority, runnable);
+            self.shared().push_new(runnable.metadata().priority(), runnable);
         }
     }
 

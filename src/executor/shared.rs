@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
@@ -16,6 +17,7 @@ use crossbeam_queue::SegQueue;
 use crossbeam_utils::CachePadded;
 use event_listener::Event;
 
+use super::floor::Floor;
 use super::park::Idle;
 use super::ready::Ready;
 use super::stats::Counter;
@@ -50,6 +52,9 @@ pub(crate) struct Shared {
     /// Used by a simulation only; see `outside_worker`.
     simulated_turn: AtomicUsize,
     closing: Mutex<Vec<Weak<dyn Closing>>>,
+    /// See `waiting`.
+    pub(super) rounds: AtomicU64,
+    pub(super) floor: CachePadded<Floor>,
 }
 
 /// Something that holds tasks of its own back, and must let go of them when the executor is closed.
@@ -126,6 +131,8 @@ impl Shared {
             threads: AtomicUsize::new(0),
             simulated_turn: AtomicUsize::new(0),
             closing: Mutex::new(Vec::new()),
+            rounds: AtomicU64::new(0),
+            floor: CachePadded::default(),
         }
     }
 
@@ -167,6 +174,14 @@ impl Shared {
     fn closing(&self) -> MutexGuard<'_, Vec<Weak<dyn Closing>>> {
         // Nothing under this lock can panic half-way.
         self.closing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where chances begin: the same in every simulation.
+    pub(crate) fn seed(&self) -> u64 {
+        match self.clock {
+            Clock::System => RandomState::new().hash_one(0),
+            Clock::Virtual(_) => 0,
+        }
     }
 
     /// Puts a task that became due on a run queue.
@@ -214,7 +229,7 @@ impl Shared {
             static PUSHED: Cell<usize> = const { Cell::new(0) };
         }
         let turn = match self.clock {
-            Clock::System(_) => thread_number() + PUSHED.with(|n| n.replace(n.get().wrapping_add(1))) / IN_A_ROW,
+            Clock::System => thread_number() + PUSHED.with(|n| n.replace(n.get().wrapping_add(1))) / IN_A_ROW,
             // Must not depend on what the thread did before.
             Clock::Virtual(_) => self.simulated_turn.fetch_add(1, Ordering::Relaxed),
         };

@@ -159,7 +159,8 @@ mod tests {
         spawn_on(&workers[0], &executor, 5);
         spawn_on(&workers[1], &executor, 5);
         let thief = &workers[2];
-        let taken = (0..100).filter_map(|_| thief.next_task()).inspect(|task| assert_eq!(task.metadata().priority, 5));
+        let taken =
+            (0..100).filter_map(|_| thief.next_task()).inspect(|task| assert_eq!(task.metadata().priority(), 5));
         assert_eq!(taken.count(), 2);
         drop_all(&executor, &workers);
     }
@@ -171,7 +172,7 @@ mod tests {
         spawn_on(&workers[0], &executor, 5);
         (0..4).for_each(|_| spawn_on(&workers[1], &executor, 9));
         let thief = &workers[2];
-        let order: Vec<_> = (0..200).filter_map(|_| thief.next_task()).map(|task| task.metadata().priority).collect();
+        let order: Vec<_> = (0..200).filter_map(|_| thief.next_task()).map(|task| task.metadata().priority()).collect();
         assert_eq!(order.first(), Some(&5));
         assert_eq!(order.len(), 5);
         drop_all(&executor, &workers);

@@ -3,6 +3,9 @@
 //! The cell is async-task's: one allocation that holds the future, then its output, and is its own wake-up handle. This
 //! file is the only one that knows so. Added here: metadata (executor, priority, life), a schedule function without
 //! captures, and a wrapper that catches panics of polls and destructors, since async-task aborts on the latter.
+//!
+//! A task that waits to be admitted is *parked*: its one [`Runnable`] lies in its own cell, and any number of [`Handle`]s
+//! lead there. Taking it out is a swap, so it is taken once, whoever comes. So a task can stand in several queues at a time.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -11,15 +14,20 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::ptr::NonNull;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
 use atomic_waker::AtomicWaker;
 use pin_project_lite::pin_project;
 use thiserror::Error;
 
-use super::life::Life;
+use super::life::{Birth, Life};
 use super::shared::Shared;
+use super::slot::Slot;
+use super::timers::TimerKey;
 use super::waiting::WaitingKey;
+use crate::clock::Tick;
 
 /// A task that is due for a poll. Dropping it cancels the task.
 pub(crate) type Runnable = async_task::Runnable<Meta>;
@@ -28,10 +36,90 @@ pub(crate) type Runnable = async_task::Runnable<Meta>;
 #[derive(Debug)]
 pub(crate) struct Meta {
     pub(crate) shared: &'static Shared,
-    pub(crate) priority: u8,
+    /// Only gets better: by a boost, or because better work waits for this.
+    priority: AtomicU8,
     pub(crate) life: Life,
-    /// Woken when the task ends before its future stops; see [`Life`]. Only tasks with a deadline do.
-    pub(crate) early: Option<Box<AtomicWaker>>,
+    /// The best priority of those who wait for the task; [`NOBODY`] if nobody does.
+    awaited: AtomicU8,
+    /// The task's runnable while it is parked.
+    parked: Slot,
+    pub(crate) timed: Option<Box<Timed>>,
+}
+
+/// Worse than every priority.
+const NOBODY: u8 = u8::MAX;
+
+/// What only tasks with a time limit have.
+#[derive(Debug, Default)]
+pub(crate) struct Timed {
+    /// Woken when the task ends before its future stops; see [`Life`].
+    pub(crate) early: AtomicWaker,
+    alarm: Mutex<Alarm>,
+}
+
+/// A timer that runs until the task starts.
+#[derive(Debug, Default)]
+enum Alarm {
+    #[default]
+    Unset,
+    Set(TimerKey),
+    /// The task has started or ended: no more timers.
+    Off,
+}
+
+impl Meta {
+    pub(crate) fn priority(&self) -> u8 {
+        self.priority.load(Ordering::Relaxed)
+    }
+
+    /// Makes the priority at least this good from the next time that the task becomes due; says whether it was worse.
+    pub(crate) fn raise(&self, priority: u8) -> bool {
+        self.priority.fetch_min(priority, Ordering::Relaxed) > priority
+    }
+
+    /// Somebody at `priority` waits for the task.
+    pub(crate) fn note_awaited(&self, priority: u8) {
+        self.awaited.fetch_min(priority, Ordering::AcqRel);
+    }
+
+    /// The best priority of those who have waited for the task.
+    pub(crate) fn awaited(&self) -> Option<u8> {
+        Some(self.awaited.load(Ordering::Acquire)).filter(|priority| *priority != NOBODY)
+    }
+
+    /// Has `waker` woken at `deadline`, unless the task has started by then. Replaces the alarm set before.
+    pub(crate) fn set_alarm(&self, deadline: Tick, waker: Waker) {
+        let Some(timed) = &self.timed else { return };
+        let mut alarm = timed.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*alarm, Alarm::Off) {
+            let key = self.shared.set_timer(deadline, waker);
+            let before = std::mem::replace(&mut *alarm, Alarm::Set(key));
+            drop(alarm);
+            self.cancel(&before);
+        }
+    }
+
+    /// The task has started or ended.
+    pub(crate) fn alarm_off(&self) {
+        if let Some(timed) = &self.timed {
+            let before =
+                std::mem::replace(&mut *timed.alarm.lock().unwrap_or_else(PoisonError::into_inner), Alarm::Off);
+            self.cancel(&before);
+        }
+    }
+
+    fn cancel(&self, alarm: &Alarm) {
+        if let Alarm::Set(key) = *alarm {
+            self.shared.cancel_timer(key);
+        }
+    }
+
+    /// Tells whoever waits for the task that it has ended, although its future has not stopped yet.
+    pub(crate) fn tell_early(&self) {
+        if let Some(timed) = &self.timed {
+            timed.early.wake();
+        }
+    }
 }
 
 impl Drop for Meta {
@@ -118,6 +206,14 @@ impl<T> Task<T> {
             early = Some(settle(output));
         }
         Cancel { cancel, early }
+    }
+
+    /// Polls for the result, and stays attached: the metadata can still be read.
+    pub(crate) fn poll_attached(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, TaskError>> {
+        match &mut self.cell {
+            Some(cell) => Pin::new(cell).poll(cx).map(settle),
+            None => Poll::Ready(Err(TaskError::Cancelled)),
+        }
     }
 
     /// Cancels the task without waiting: its future is dropped by a worker at its next turn.
@@ -212,21 +308,72 @@ impl TaskRef {
     pub(crate) fn meta(&self) -> &Meta {
         // SAFETY: `new` made this from the metadata in the cell and gave it to the cell's future and to its handle only.
         // Both keep the cell alive and in place; the handle checks that it is attached (`Task::meta`). The watch borrows
-        // the future's, under the lock of a slot that the future clears before it goes on, or along with a waker of the
-        // task, which keeps the cell, too. The metadata is never borrowed mutably before the cell is destroyed, after all
-        // of them.
+        // the future's, under the lock of a slot that the future clears before it goes on; a `Handle` has a waker of the
+        // task along with it, which keeps the cell, too. The metadata is never borrowed mutably before the cell is
+        // destroyed, after all of them.
         unsafe { self.0.as_ref() }
     }
 }
 
-/// Makes a task. The runnable is not scheduled yet; `admitted` says whether it may be scheduled straight away.
+/// A way to a task from wherever it stands in a queue. Keeps its cell alive, not its future.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    task: TaskRef,
+    waker: Waker,
+}
+
+impl Handle {
+    /// Parks a task in its own cell. It becomes due by [`Handle::unpark`] only, and is never dropped without it.
+    pub(crate) fn park(runnable: Runnable) -> Self {
+        let handle = Self { task: TaskRef(NonNull::from(runnable.metadata())), waker: runnable.waker() };
+        handle.meta().parked.put(runnable.into_raw());
+        handle
+    }
+
+    /// A way to a task that is not parked.
+    pub(crate) fn of(runnable: &Runnable) -> Self {
+        Self { task: TaskRef(NonNull::from(runnable.metadata())), waker: runnable.waker() }
+    }
+
+    /// A way to the task that is being polled: `task` and its own waker.
+    pub(crate) fn of_running(task: TaskRef, waker: &Waker) -> Self {
+        Self { task, waker: waker.clone() }
+    }
+
+    /// Takes the task out, for the one caller that comes first.
+    pub(crate) fn unpark(&self) -> Option<Runnable> {
+        let raw = self.meta().parked.take()?;
+        // SAFETY: `park` made this from the runnable of this very cell, whose type is this file's `Runnable`, and put it in
+        // once; the slot gives it to one caller.
+        Some(unsafe { Runnable::from_raw(raw) })
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.meta().parked.is_full()
+    }
+
+    pub(crate) fn meta(&self) -> &Meta {
+        self.task.meta()
+    }
+
+    /// Wakes a task that is not parked.
+    pub(crate) fn wake(&self) {
+        self.waker.wake_by_ref();
+    }
+
+    pub(crate) fn same(&self, other: TaskRef) -> bool {
+        self.task.0 == other.0
+    }
+}
+
+/// Makes a task. The runnable is not scheduled yet; `birth` says whether it may be scheduled straight away.
 ///
 /// `timed` says whether the task may end before its future stops. `make` gets the task's own reference, which must not leave
 /// the future.
 pub(crate) fn new<F>(
     shared: &'static Shared,
     priority: u8,
-    admitted: bool,
+    birth: Birth,
     timed: bool,
     make: impl FnOnce(TaskRef) -> F,
 ) -> (Runnable, Task<F::Output>)
@@ -235,7 +382,14 @@ where
     F::Output: Send + 'static,
 {
     shared.task_created();
-    let meta = Meta { shared, priority, life: Life::new(admitted), early: timed.then(Box::default) };
+    let meta = Meta {
+        shared,
+        priority: AtomicU8::new(priority),
+        life: Life::new(birth),
+        awaited: AtomicU8::new(NOBODY),
+        parked: Slot::new(),
+        timed: timed.then(Box::default),
+    };
     // The metadata stays where it is from here on: in the cell.
     let (runnable, cell) = async_task::Builder::new().metadata(meta).spawn(
         move |meta: &Meta| {
@@ -250,7 +404,8 @@ where
 
 /// Called by async-task when a task becomes due: no captures, so that a wake-up costs no reference count.
 fn schedule(runnable: Runnable) {
-    let Meta { shared, priority, .. } = *runnable.metadata();
+    let meta = runnable.metadata();
+    let (shared, priority) = (meta.shared, meta.priority());
     shared.push(priority, runnable);
 }
 
@@ -291,7 +446,10 @@ impl<F: Future> Future for Contain<F> {
     type Output = Output<F::Output>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut future = self.as_mut().project().future;
+        let this = self.as_mut().project();
+        let mut future = this.future;
+        let shared = this.task.meta().shared;
+        let rounds = this.waiting.is_none().then(|| shared.rounds());
         let polled = catch_unwind(AssertUnwindSafe(|| match future.as_mut().as_pin_mut() {
             Some(future) => future.poll(cx),
             None => Poll::Pending,
@@ -299,8 +457,8 @@ impl<F: Future> Future for Contain<F> {
         let result = match polled {
             Ok(Poll::Pending) => {
                 let this = self.project();
-                if this.waiting.is_none() {
-                    *this.waiting = this.task.meta().shared.task_waits(cx.waker());
+                if let Some(rounds) = rounds {
+                    *this.waiting = shared.task_waits(cx.waker(), rounds);
                 }
                 return Poll::Pending;
             }

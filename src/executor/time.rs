@@ -13,7 +13,7 @@ use super::Executor;
 use super::shared::{Phase, Shared};
 use super::timers::TimerKey;
 use super::worker::Local;
-use crate::clock::Tick;
+use crate::clock::{Clock, Tick};
 
 /// Waits for `duration`, with a resolution of about 65 us, never less than asked.
 ///
@@ -22,6 +22,16 @@ use crate::clock::Tick;
 /// Cancel-safe: dropping the future cancels the timer.
 pub fn sleep(duration: Duration) -> Sleep {
     Sleep::on(current(), duration)
+}
+
+/// As [`sleep`], until a tick of the clock that [`now`] reads.
+pub(crate) fn sleep_until(deadline: Tick) -> Sleep {
+    Sleep::until(current(), deadline)
+}
+
+/// The time of the worker's executor; elsewhere the system clock's, without starting [`Executor::global`].
+pub(crate) fn now() -> Tick {
+    Local::with_any(|local| local.map(|local| local.shared().clock.now())).unwrap_or_else(|| Clock::system().now())
 }
 
 fn current() -> &'static Shared {

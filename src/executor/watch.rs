@@ -73,8 +73,8 @@ pub(crate) fn expiring_waker(task: TaskRef, deadline: Tick, waker: &Waker) -> Wa
             let due = meta.shared.clock.now() >= self.deadline;
             let expired = due && meta.life.try_end(End::Expired).is_ok();
             self.waker.wake_by_ref();
-            if expired && let Some(early) = &meta.early {
-                early.wake();
+            if expired {
+                meta.tell_early();
             }
         }
     }
@@ -120,7 +120,7 @@ impl Shared {
         fence(Ordering::SeqCst);
         if self.watch.started.swap(true, Ordering::AcqRel) {
             self.watch.wake();
-        } else if matches!(self.clock, Clock::System(_)) {
+        } else if matches!(self.clock, Clock::System) {
             self.start_watch();
         }
     }
@@ -170,7 +170,7 @@ impl Shared {
                     Some((deadline, task)) if deadline <= now => {
                         let meta = task.meta();
                         if meta.life.try_end(End::Expired).is_ok() {
-                            woken.extend(meta.early.as_ref().and_then(|early| early.take()));
+                            woken.extend(meta.timed.as_ref().and_then(|timed| timed.early.take()));
                         }
                         *slot = None;
                     }
@@ -184,6 +184,7 @@ impl Shared {
             next = next.min(remote.timers.next_hint().plus(TIMER_GRACE));
         }
         woken.into_iter().for_each(super::wake_contained);
+        let next = next.min(self.look_at_floor(now));
         let next = self.watch.next.fetch_min(next.as_nanos(), Ordering::AcqRel).min(next.as_nanos());
         Tick::from_nanos(next)
     }

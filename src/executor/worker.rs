@@ -91,11 +91,7 @@ impl Local {
 
     /// Whether better work waits than the task being polled. Loads only.
     pub(crate) fn should_yield(&self) -> bool {
-        let ready = &self.shared.ready;
-        let own = self.nonempty.get() | ready.available(self.index);
-        // Alone, nobody clears the executor's bits.
-        let others = if self.alone() { 0 } else { ready.hot() };
-        (own | others) & ((1 << self.running.get()) - 1) != 0
+        self.visible() & ((1 << self.running.get()) - 1) != 0
     }
 
     /// Queues a new task of the one being polled. A sleeper is woken for it, since the current poll may be long.
@@ -128,8 +124,14 @@ impl Local {
         }
     }
 
-    /// The next task to poll: the best there is. None if there is none at this moment.
+    /// The next task to poll: one that has starved, else the best there is. None if there is none at this moment.
     pub(crate) fn next_task(&self) -> Option<Runnable> {
+        let task = self.take_due().or_else(|| self.best_task())?;
+        self.note_floor(task.metadata().priority());
+        Some(task)
+    }
+
+    fn best_task(&self) -> Option<Runnable> {
         let ready = &self.shared.ready;
         loop {
             let available = ready.available(self.index);
@@ -162,9 +164,21 @@ impl Local {
         }
     }
 
+    /// A task of just this priority, from wherever it is.
+    pub(super) fn take_of(&self, priority: u8) -> Option<Runnable> {
+        self.take_own(priority).or_else(|| (!self.alone()).then(|| self.steal_best(1 << priority, false)).flatten())
+    }
+
+    /// Priorities that some worker may have work of, as far as this one can see. Alone, nobody clears the executor's bits.
+    pub(super) fn visible(&self) -> u64 {
+        let ready = &self.shared.ready;
+        let own = self.nonempty.get() | ready.available(self.index);
+        if self.alone() { own } else { own | ready.hot() }
+    }
+
     /// Polls a task.
     pub(crate) fn run(&self, task: Runnable) {
-        self.running.set(task.metadata().priority);
+        self.running.set(task.metadata().priority());
         self.remote().counters.polls.add(1);
         task.run();
     }

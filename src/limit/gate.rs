@@ -1,47 +1,74 @@
 //! The lane gate: how many commands wait, how many may run, and whether the lane is open, in one word.
 //!
 //! Everything that can let a waiting command start (a submission, a permit that comes back, a lane that is started or
-//! resumed) is one read-modify-write of that word, so whoever makes "waiting > 0, free > 0, not held" true sees it in the
-//! result and pumps. Nothing polls. Never: a command waits while a permit is free, once every call has returned; more
-//! than the maximum run; a command is accepted after the gate was closed. `loom-tests/gate.rs` tries to break it.
+//! resumed, a larger maximum, a rate limit that has time again) is one read-modify-write of that word, so whoever makes
+//! "waiting > 0, running < max, not held" true sees it in the result and pumps. Nothing polls. Never: a command waits
+//! while a permit is free, once every call has returned; more than the maximum run; a command is accepted after the gate
+//! was closed. `loom-tests/gate.rs` tries to break it.
 //!
 //! The word counts a command before the command is in the queue (only so can counting and "closed" be one step), so a
 //! pump may claim a command that is not there yet. It gives the claim back and looks at the queue again; the submitter
-//! looks at the word again after its push. With a fence on both sides one of them sees the other.
+//! looks at the word again after its push. With a fence on both sides one of them sees the other. The same holds for the
+//! maximum, which is a word of its own: who changes it fences and pumps, who changes the counts or ends a hold fences and
+//! reads it.
+//!
+//! Two marks stop admission until somebody takes them away: *throttled*, set by the one refusal of the rate limit that
+//! then arms the timer; *nested*, set while permits are lent (`queue/nested`), which sends whoever gives one back there.
 
+use std::sync::{Arc, OnceLock};
+
+use super::pool::Pool;
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::fence_after_rmw;
 
 /// Bits of each count.
-const COUNT_BITS: u32 = 29;
-/// Bits 0..29: permits that are free. The rest of the maximum is held by commands that run.
-const FREE: u64 = 1;
-/// Bits 29..58: commands that wait.
+const COUNT_BITS: u32 = 28;
+/// Bits 0..28: permits that are held.
+const RUNNING: u64 = 1;
+/// Bits 28..56: commands that wait in the line, including the dead.
 const WAITING: u64 = 1 << COUNT_BITS;
 const COUNT_MASK: u64 = WAITING - 1;
 /// No more submissions. Never cleared.
-const CLOSED: u64 = 1 << 58;
+const CLOSED: u64 = 1 << 56;
 /// The queue was not started yet: nothing is admitted.
-const UNSTARTED: u64 = 1 << 59;
+const UNSTARTED: u64 = 1 << 57;
 /// Paused by the user: nothing is admitted.
-const PAUSED: u64 = 1 << 60;
+const PAUSED: u64 = 1 << 58;
 /// The pressure event was sent and the idle event was not.
-const PRESSURED: u64 = 1 << 61;
+const PRESSURED: u64 = 1 << 59;
 /// Somebody waits for the lane to be idle.
-const IDLE_WANTED: u64 = 1 << 62;
+const IDLE_WANTED: u64 = 1 << 60;
+/// The rate limit has refused a command; a timer will clear this and pump.
+const THROTTLED: u64 = 1 << 61;
+/// Permits are lent, or wanted by commands that others wait for.
+const NESTED: u64 = 1 << 62;
 
 const HELD: u64 = UNSTARTED | PAUSED;
+/// With any of these, no waiting command is admitted.
+const STOPPED: u64 = HELD | THROTTLED;
 
-/// The largest maximum: 536,870,911.
+/// The largest maximum: 268,435,455.
 pub(crate) const COUNT_MAX: usize = COUNT_MASK as usize;
 
-/// The most commands that can wait in a lane: 536,805,375. Below what fits, since each pump that is under way may give
+/// The most commands that can wait in a lane: 268,369,919. Below what fits, since each pump that is under way may give
 /// one claim back on top.
-const WAITING_MAX: u64 = COUNT_MASK - (1 << 16);
+pub(crate) const WAITING_MAX: u64 = COUNT_MASK - (1 << 16);
 
 #[derive(Debug)]
 pub(crate) struct Gate {
     word: AtomicU64,
-    max: u64,
+    max: AtomicU64,
+    /// Set if the lane shares a limit with others.
+    seat: OnceLock<Seat>,
+}
+
+/// A lane's place at a limit that several share.
+#[derive(Debug)]
+struct Seat {
+    pool: Arc<Pool>,
+    lane: u32,
+    /// Permits that need nothing from the pool: they are held back for this lane.
+    min: u64,
 }
 
 /// The queue behind a gate: any number of threads push and pop. A pop may miss an item whose push has not returned.
@@ -61,8 +88,19 @@ pub(crate) enum Submitted {
     Queued,
     /// The gate is closed; nothing was counted.
     Closed,
-    /// [`WAITING_MAX`] commands wait; nothing was counted.
+    /// No more room in the line; nothing was counted.
     Full,
+}
+
+/// What became of a command that was taken out of the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It has taken the permit.
+    Admitted,
+    /// It needs none: somebody else has it.
+    Dead,
+    /// The rate limit refused it: it is back in the line.
+    Refused,
 }
 
 /// A reason to hold commands back.
@@ -96,37 +134,70 @@ pub(crate) struct GateStatus {
     pub(crate) running: usize,
     pub(crate) held: bool,
     pub(crate) paused: bool,
+    pub(crate) closed: bool,
+    pub(crate) throttled: bool,
 }
 
 /// A change that somebody outside wants to know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// Nothing waits and nothing runs, and somebody asked, or the gate is closed.
+    /// Nothing runs and nothing can, and somebody asked, or the gate is closed.
     Idle,
     /// Nothing waits any more in a lane that was under pressure.
     Relieved,
+    /// The caller has set the mark of a refusal: it arms the timer.
+    Throttled,
 }
 
 impl Gate {
     /// A gate of `max` permits, held until started.
     pub(crate) fn new(max: usize) -> Self {
-        let max = max.min(COUNT_MAX) as u64;
-        Self { word: AtomicU64::new(UNSTARTED | (max * FREE)), max }
+        Self { word: AtomicU64::new(UNSTARTED), max: AtomicU64::new(limit(max)), seat: OnceLock::new() }
     }
 
-    /// Counts a new command: takes a permit for it if it can run at once.
-    pub(crate) fn submit(&self) -> Submitted {
+    /// Has the lane share a pool, of which `min` permits are its own. Before the first submission.
+    pub(crate) fn join(&self, pool: Arc<Pool>, lane: u32, min: usize) {
+        // Set once: a lane is registered once.
+        let _ = self.seat.set(Seat { pool, lane, min: min as u64 });
+    }
+
+    /// Changes the maximum. The caller pumps. Commands that run above it run on.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.store(limit(max), Ordering::Release);
+        // ORDERING: see the module's header.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Counts a new command: takes a permit for it if it can run at once (and `direct` allows it); else it waits, if fewer
+    /// than `room` do.
+    pub(crate) fn submit(&self, direct: bool, room: u64) -> Submitted {
+        self.enter(direct, |word| {
+            if word & CLOSED != 0 {
+                Some(Submitted::Closed)
+            } else {
+                (waiting(word) >= room.min(WAITING_MAX)).then_some(Submitted::Full)
+            }
+        })
+    }
+
+    /// Counts a command that was accepted before: also on a closed gate.
+    pub(crate) fn reenter(&self, direct: bool) -> Submitted {
+        self.enter(direct, |_| None)
+    }
+
+    fn enter(&self, direct: bool, refuse: impl Fn(u64) -> Option<Submitted>) -> Submitted {
+        let direct = direct && self.seat.get().is_none();
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            if word & CLOSED != 0 {
-                return Submitted::Closed;
-            }
             // Straight past the queue only if nobody waits: first come, first served.
-            let admitted = word & HELD == 0 && waiting(word) == 0 && free(word) > 0;
-            if !admitted && waiting(word) >= WAITING_MAX {
-                return Submitted::Full;
+            let clear = word & (STOPPED | NESTED) == 0 && waiting(word) == 0;
+            let admitted = direct && clear && running(word) < self.max.load(Ordering::Relaxed);
+            match refuse(word) {
+                Some(Submitted::Full) if admitted => {}
+                Some(refused) => return refused,
+                None => {}
             }
-            let new = if admitted { word - FREE } else { word + WAITING };
+            let new = word + if admitted { RUNNING } else { WAITING };
             // ORDERING: AcqRel, so that a permit's next holder sees what its last one did.
             match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) if admitted => return Submitted::Admitted,
@@ -141,26 +212,27 @@ impl Gate {
         &self,
         item: T,
         queue: &impl Waiting<T>,
-        admit: impl FnMut(T) -> bool,
+        admit: impl FnMut(T) -> Verdict,
         notice: impl FnMut(Notice),
     ) {
         queue.push(item);
         // ORDERING: pairs with the fence in `pump`: a pump that claimed this command before it was there either finds it
         // when it looks again, or gave its claim back before we read the word.
         fence(Ordering::SeqCst);
-        if claimable(self.word.load(Ordering::Relaxed)) {
-            self.pump(queue, admit, notice);
+        if self.claimable(self.word.load(Ordering::Relaxed)) {
+            self.pump_on(queue, admit, notice);
         }
     }
 
-    /// Admits waiting commands while there are permits. `admit` says whether the command took its permit; a cancelled
-    /// one does not.
-    pub(crate) fn pump<T>(
-        &self,
-        queue: &impl Waiting<T>,
-        mut admit: impl FnMut(T) -> bool,
-        mut notice: impl FnMut(Notice),
-    ) {
+    /// Admits waiting commands while there are permits: after anything that may allow more than before.
+    pub(crate) fn pump<T>(&self, queue: &impl Waiting<T>, admit: impl FnMut(T) -> Verdict, notice: impl FnMut(Notice)) {
+        // ORDERING: who has ended a hold sees the maximum that was set meanwhile, or who set it sees that the hold is over.
+        fence(Ordering::SeqCst);
+        self.pump_on(queue, admit, notice);
+    }
+
+    /// As [`Gate::pump`], for who has fenced since it changed the word.
+    fn pump_on<T>(&self, queue: &impl Waiting<T>, mut admit: impl FnMut(T) -> Verdict, mut notice: impl FnMut(Notice)) {
         while let Some(relieved) = self.claim(Permit::Free) {
             if !self.admit_claimed(relieved, queue, &mut admit, &mut notice) {
                 return;
@@ -168,29 +240,56 @@ impl Gate {
         }
     }
 
-    /// A command ended and gives its permit back; admits what can be.
+    /// A command ended and gives its permit back; admits what can be. False if permits are lent: then nothing was done, and
+    /// the permit goes where it is owed.
     pub(crate) fn release<T>(
         &self,
         queue: &impl Waiting<T>,
-        mut admit: impl FnMut(T) -> bool,
-        mut notice: impl FnMut(Notice),
-    ) {
-        // Straight to the next command if one waits: one write of a word that many write, instead of two.
-        let goes_on = match self.claim(Permit::InHand) {
-            Some(relieved) => self.admit_claimed(relieved, queue, &mut admit, &mut notice),
-            None => self.put_back(&mut notice),
-        };
-        if goes_on {
-            self.pump(queue, admit, notice);
-        }
+        admit: impl FnMut(T) -> Verdict,
+        notice: impl FnMut(Notice),
+    ) -> bool {
+        self.give_back(NESTED, queue, admit, notice)
     }
 
-    /// Admits the command that was claimed, if it is there. False if it is not, and neither is any other.
+    /// As [`Gate::release`], also while permits are lent.
+    pub(crate) fn release_unlent<T>(
+        &self,
+        queue: &impl Waiting<T>,
+        admit: impl FnMut(T) -> Verdict,
+        notice: impl FnMut(Notice),
+    ) {
+        self.give_back(0, queue, admit, notice);
+    }
+
+    fn give_back<T>(
+        &self,
+        unless: u64,
+        queue: &impl Waiting<T>,
+        mut admit: impl FnMut(T) -> Verdict,
+        mut notice: impl FnMut(Notice),
+    ) -> bool {
+        // Straight to the next command if one waits: one write of a word that many write, instead of two.
+        let goes_on = match self.claim_unless(unless, Permit::InHand) {
+            Err(Unless) => return false,
+            Ok(Some(relieved)) => self.admit_claimed(relieved, queue, &mut admit, &mut notice),
+            Ok(None) => match self.put_back(unless, &mut notice) {
+                Err(Unless) => return false,
+                Ok(more) => more,
+            },
+        };
+        if goes_on {
+            self.pump_on(queue, admit, notice);
+        }
+        true
+    }
+
+    /// Admits the command that was claimed, if it is there. False if it is not, and neither is any other, or if the lane is
+    /// throttled.
     fn admit_claimed<T>(
         &self,
         relieved: bool,
         queue: &impl Waiting<T>,
-        admit: &mut impl FnMut(T) -> bool,
+        admit: &mut impl FnMut(T) -> Verdict,
         notice: &mut impl FnMut(Notice),
     ) -> bool {
         if relieved {
@@ -199,68 +298,235 @@ impl Gate {
         }
         let Some(item) = queue.pop() else {
             // Its submitter has counted it and not pushed it yet.
-            self.word.fetch_add(WAITING + FREE, Ordering::AcqRel);
+            self.unclaim(0);
             // ORDERING: see `enqueue`.
             fence(Ordering::SeqCst);
             return !queue.is_empty();
         };
-        if !admit(item) {
-            let _more = self.put_back(notice);
+        match admit(item) {
+            Verdict::Admitted => {}
+            Verdict::Dead => _ = self.put_back(0, notice),
+            Verdict::Refused => {
+                if self.unclaim(THROTTLED) {
+                    notice(Notice::Throttled);
+                }
+                return false;
+            }
         }
         true
     }
 
-    /// Returns a permit; says whether a pump has something to do.
-    fn put_back(&self, notice: &mut impl FnMut(Notice)) -> bool {
-        // ORDERING: AcqRel, see `submit`.
-        let word = self.word.fetch_add(FREE, Ordering::AcqRel) + FREE;
-        if self.is_idle(word) && word & (CLOSED | IDLE_WANTED) != 0 {
-            notice(Notice::Idle);
-        }
-        claimable(word)
-    }
-
-    /// Takes the next waiting command out of the count, along with a permit for it; says whether that leaves a lane under
-    /// pressure empty.
-    fn claim(&self, permit: Permit) -> Option<bool> {
+    /// Gives a claim back and sets a mark; says whether the mark is new.
+    fn unclaim(&self, mark: u64) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
-            let taken = match permit {
-                Permit::Free if claimable(word) => WAITING + FREE,
-                Permit::InHand if word & HELD == 0 && waiting(word) > 0 => WAITING,
-                _ => return None,
-            };
-            let relieved = word & PRESSURED != 0 && waiting(word) == 1;
-            let new = if relieved { word & !PRESSURED } else { word } - taken;
-            // ORDERING: AcqRel, see `submit`.
+            let pooled = self.seat.get().is_some_and(|seat| running(word) > seat.min);
+            let new = (word + WAITING - RUNNING) | mark;
             match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Some(relieved),
+                Ok(_) => {
+                    self.return_pooled(pooled);
+                    return word & mark == 0;
+                }
                 Err(now) => word = now,
             }
         }
     }
 
-    /// Empties a lane that nobody can start any more: takes every waiting command out without running it.
-    pub(crate) fn abandon<T>(&self, queue: &impl Waiting<T>, mut discard: impl FnMut(T)) {
-        // ORDERING: a submitter pushes, fences, and looks whether the lane was abandoned: it sees that, or we see its push.
-        fence(Ordering::SeqCst);
-        while self.withdraw() {
-            match queue.pop() {
-                Some(item) => discard(item),
-                None => {
-                    // As in `pump`.
-                    self.word.fetch_add(WAITING, Ordering::AcqRel);
-                    fence(Ordering::SeqCst);
-                    if queue.is_empty() {
-                        return;
+    /// Returns a permit; says whether a pump has something to do.
+    fn put_back(&self, unless: u64, notice: &mut impl FnMut(Notice)) -> Result<bool, Unless> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & unless != 0 {
+                return Err(Unless);
+            }
+            let pooled = self.seat.get().is_some_and(|seat| running(word) > seat.min);
+            let wanted = word & (CLOSED | IDLE_WANTED) != 0;
+            let idle = running(word) == 1 && (waiting(word) == 0 || word & STOPPED != 0);
+            // Whoever asked is told once, and asks again if that was not it.
+            let new = if idle { word & !IDLE_WANTED } else { word } - RUNNING;
+            // ORDERING: AcqRel, see `enter`.
+            match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.return_pooled(pooled);
+                    if idle && wanted {
+                        notice(Notice::Idle);
                     }
+                    // ORDERING: see `set_max`.
+                    fence_after_rmw();
+                    return Ok(self.claimable(new));
                 }
+                Err(now) => word = now,
             }
         }
     }
 
+    fn return_pooled(&self, pooled: bool) {
+        if pooled && let Some(seat) = self.seat.get() {
+            seat.pool.put();
+        }
+    }
+
+    fn claim(&self, permit: Permit) -> Option<bool> {
+        self.claim_unless(0, permit).unwrap_or(None)
+    }
+
+    /// Takes the next waiting command out of the count, along with a permit for it; says whether that leaves a lane under
+    /// pressure empty.
+    fn claim_unless(&self, unless: u64, permit: Permit) -> Result<Option<bool>, Unless> {
+        let seat = self.seat.get();
+        let mut from_pool = false;
+        let mut word = self.word.load(Ordering::Relaxed);
+        let claimed = loop {
+            if word & unless != 0 {
+                break Err(Unless);
+            }
+            // Above its own permits, a lane passes none on: a better one may wait for it.
+            let own = seat.is_none_or(|seat| running(word) <= seat.min);
+            let taken = match permit {
+                Permit::Free if self.claimable(word) => WAITING - RUNNING,
+                Permit::InHand if word & STOPPED == 0 && waiting(word) > 0 && own && self.within_max(word) => WAITING,
+                _ => break Ok(None),
+            };
+            if let Some(seat) = seat
+                && matches!(permit, Permit::Free)
+                && running(word) >= seat.min
+                && !from_pool
+            {
+                if !seat.pool.take(seat.lane) {
+                    break Ok(None);
+                }
+                from_pool = true;
+            }
+            let relieved = word & PRESSURED != 0 && waiting(word) == 1;
+            let new = if relieved { word & !PRESSURED } else { word } - taken;
+            // ORDERING: AcqRel, see `enter`.
+            match self.word.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    if seat.is_some_and(|seat| running(word) >= seat.min) {
+                        from_pool = false;
+                    }
+                    break Ok(Some(relieved));
+                }
+                Err(now) => word = now,
+            }
+        };
+        // Taken for a claim that came to nothing, or needed none in the end.
+        self.return_pooled(from_pool);
+        claimed
+    }
+
+    /// Takes a permit for a command that is not in the line: one that others wait for. It may go above the shared limit by
+    /// those who wait.
+    pub(crate) fn take_permit(&self) -> bool {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if word & STOPPED != 0 || running(word) >= self.max.load(Ordering::Relaxed) {
+                return false;
+            }
+            match self.word.compare_exchange_weak(word, word + RUNNING, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        if let Some(seat) = self.seat.get()
+            && running(word) >= seat.min
+        {
+            seat.pool.take_anyway();
+        }
+        true
+    }
+
+    /// Takes a permit if one is free and nobody waits for it. The caller pumps the lanes of a shared limit if not.
+    pub(crate) fn try_take_unwaited(&self) -> bool {
+        let seat = self.seat.get();
+        let mut from_pool = false;
+        let mut word = self.word.load(Ordering::Relaxed);
+        let taken = loop {
+            let free = word & (STOPPED | NESTED | CLOSED) == 0 && waiting(word) == 0;
+            if !free || running(word) >= self.max.load(Ordering::Relaxed) {
+                break false;
+            }
+            // As in `claim_unless`.
+            let pooled = seat.filter(|seat| running(word) >= seat.min);
+            if let Some(seat) = pooled
+                && !from_pool
+            {
+                if !seat.pool.take(seat.lane) {
+                    break false;
+                }
+                from_pool = true;
+            }
+            match self.word.compare_exchange_weak(word, word + RUNNING, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    from_pool &= pooled.is_none();
+                    break true;
+                }
+                Err(now) => word = now,
+            }
+        };
+        self.return_pooled(from_pool);
+        taken
+    }
+
+    /// Marks that permits are lent, or not any more. Called under the lock of what keeps the loans.
+    pub(crate) fn set_nested(&self, nested: bool) {
+        if nested {
+            self.word.fetch_or(NESTED, Ordering::AcqRel);
+            // ORDERING: who asks for a permit now sees the maximum that was set meanwhile, or who set it sees the mark.
+            fence_after_rmw();
+        } else {
+            self.word.fetch_and(!NESTED, Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn is_nested(&self) -> bool {
+        self.word.load(Ordering::Acquire) & NESTED != 0
+    }
+
+    /// Whether nothing may be admitted for now.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.word.load(Ordering::Acquire) & STOPPED != 0
+    }
+
+    /// Sets the mark of a refusal for a command that is not in the line; says whether it is new: then the caller arms the
+    /// timer.
+    pub(crate) fn throttle(&self) -> bool {
+        self.word.fetch_or(THROTTLED, Ordering::AcqRel) & THROTTLED == 0
+    }
+
+    /// The rate limit has time again. The caller pumps.
+    pub(crate) fn unthrottle(&self) {
+        self.word.fetch_and(!THROTTLED, Ordering::AcqRel);
+    }
+
+    /// Takes the longest waiting command out without running it, dead or not; none if none waits.
+    pub(crate) fn withdraw<T>(&self, queue: &impl Waiting<T>) -> Option<T> {
+        // ORDERING: a submitter pushes, fences, and looks whether the lane was abandoned: it sees that, or we see its push.
+        fence(Ordering::SeqCst);
+        while self.uncount() {
+            if let Some(item) = queue.pop() {
+                return Some(item);
+            }
+            // As in `pump`.
+            self.word.fetch_add(WAITING, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
+            if queue.is_empty() {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Counts one waiting command less, that was taken out of the queue from elsewhere than its head.
+    pub(crate) fn uncount_taken(&self) {
+        // A pump may have claimed its count: it finds nothing to claim and gives the count back in a moment.
+        while !self.uncount() {
+            crate::sync::spin_loop();
+        }
+    }
+
     /// Counts one waiting command less, if there is one.
-    fn withdraw(&self) -> bool {
+    fn uncount(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
         while waiting(word) > 0 {
             match self.word.compare_exchange_weak(word, word - WAITING, Ordering::AcqRel, Ordering::Relaxed) {
@@ -299,34 +565,52 @@ impl Gate {
         self.word.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0
     }
 
-    /// Asks for a notice when the lane is idle; true if it is now.
-    pub(crate) fn want_idle(&self) -> bool {
-        self.is_idle(self.word.fetch_or(IDLE_WANTED, Ordering::AcqRel))
+    /// Asks for a notice when nothing runs or can run any more.
+    pub(crate) fn want_idle(&self) -> GateStatus {
+        self.look(self.word.fetch_or(IDLE_WANTED, Ordering::AcqRel))
+    }
+
+    /// Whether somebody asked for a notice, or would want one because the gate is closed.
+    pub(crate) fn idle_is_wanted(&self) -> bool {
+        self.word.load(Ordering::Acquire) & (CLOSED | IDLE_WANTED) != 0
     }
 
     pub(crate) fn status(&self) -> GateStatus {
-        let word = self.word.load(Ordering::Acquire);
+        self.look(self.word.load(Ordering::Acquire))
+    }
+
+    fn look(&self, word: u64) -> GateStatus {
         GateStatus {
             waiting: waiting(word) as usize,
-            running: (self.max - free(word)) as usize,
+            running: running(word) as usize,
             held: word & HELD != 0,
             paused: word & PAUSED != 0,
+            closed: word & CLOSED != 0,
+            throttled: word & THROTTLED != 0,
         }
     }
 
-    fn is_idle(&self, word: u64) -> bool {
-        waiting(word) == 0 && free(word) == self.max
+    fn claimable(&self, word: u64) -> bool {
+        word & STOPPED == 0 && waiting(word) > 0 && running(word) < self.max.load(Ordering::Relaxed)
+    }
+
+    /// Whether the permit that is given back is still one of the lane's: the maximum may have shrunk.
+    fn within_max(&self, word: u64) -> bool {
+        running(word) <= self.max.load(Ordering::Relaxed)
     }
 }
 
-const fn free(word: u64) -> u64 {
+/// A mark was found that the caller wants to know of before anything is done.
+struct Unless;
+
+fn limit(max: usize) -> u64 {
+    max.min(COUNT_MAX) as u64
+}
+
+const fn running(word: u64) -> u64 {
     word & COUNT_MASK
 }
 
 const fn waiting(word: u64) -> u64 {
     (word >> COUNT_BITS) & COUNT_MASK
-}
-
-const fn claimable(word: u64) -> bool {
-    word & HELD == 0 && waiting(word) > 0 && free(word) > 0
 }

@@ -1,17 +1,21 @@
-//! One execution of a command: polls it in its context, catches its panics, gives it up at its deadline.
+//! One execution of a command: polls it in its context, catches its panics, gives it up at its deadline, and leaves its
+//! permit to others while it waits for a command of its own.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
+use super::admission::LaneCore;
 use super::ambient::Ambient;
+use super::context::Running;
+use super::extra::Span;
+use crate::clock::Tick;
 use crate::error::Result;
 use crate::executor::life::End;
-use crate::executor::{Sleep, TaskRef, Watched, discard_panic, expiring_waker, panic_message};
+use crate::executor::{Handle, Sleep, TaskRef, Watched, discard_panic, expiring_waker, panic_message};
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -22,6 +26,41 @@ pub(super) enum Outcome<T> {
     Panicked(String),
     /// It had not returned at its deadline.
     TimedOut,
+    /// The command was ended from outside.
+    Stopped,
+}
+
+/// What an attempt is held to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// When it is given up; [`Tick::NEVER`] for no limit.
+    pub(super) deadline: Tick,
+    /// Nothing comes after it: the command ends at the deadline, even if a poll is stuck then.
+    pub(super) is_last: bool,
+    pub(super) drain_timeout: Span,
+}
+
+impl Limits {
+    pub(super) const NONE: Self = Self { deadline: Tick::NEVER, is_last: true, drain_timeout: Span::NONE };
+}
+
+/// Where an attempt's permit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Permit {
+    /// With it.
+    Held,
+    /// With its lane, while it waits for another command.
+    Parked,
+    /// It wants it back.
+    Returning,
+}
+
+/// Of the time limit that comes first.
+#[derive(Debug)]
+struct Timer {
+    sleep: Sleep,
+    /// Ends the command when the time is up, if that is the end of it.
+    expiry: Option<Waker>,
 }
 
 pin_project! {
@@ -30,17 +69,18 @@ pin_project! {
         #[pin]
         future: Option<F>,
         task: TaskRef,
-        ambient: Option<&'a dyn Ambient>,
-        #[pin]
-        deadline: Option<Sleep>,
-        // What its timer wakes. Both are set when the command first has to wait; one that does not costs neither.
-        expiry: Option<Waker>,
+        lane: &'a LaneCore,
+        // None only while it is being polled.
+        running: Option<Running>,
+        permit: Permit,
+        limits: Limits,
+        // Set when a command with a limit first has to wait; one that does not costs nothing.
+        timer: Option<Box<Timer>>,
     }
     impl<F> PinnedDrop for Attempt<'_, F> {
-        /// Cancelled: what the command holds may need its context to be dropped.
+        /// Given up: what the command holds may need its context to be dropped.
         fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            if this.future.is_some() && let Err(message) = guard(*this.ambient, || this.future.set(None)) {
+            if this.future.is_some() && let Err(message) = this.give_up() {
                 tracing::error!(panic = message, "a command panicked while it was dropped; contained");
             }
         }
@@ -48,52 +88,117 @@ pin_project! {
 }
 
 impl<'a, F> Attempt<'a, F> {
-    /// Begins an attempt; `timeout` counts from now.
-    pub(super) fn new(future: F, task: TaskRef, ambient: Option<&'a dyn Ambient>, timeout: Option<Duration>) -> Self {
-        let shared = task.meta().shared;
-        let deadline = timeout.map(|timeout| Sleep::until(shared, shared.clock.now().plus(timeout)));
-        Self { future: Some(future), task, ambient, deadline, expiry: None }
+    /// The attempt of a task that has ended has no future and no terms, and is stopped from the beginning.
+    pub(super) fn new(future: Option<F>, task: TaskRef, lane: &'a LaneCore, terms: Option<(Running, Limits)>) -> Self {
+        let (running, limits) = terms.map_or((None, Limits::NONE), |(running, limits)| (Some(running), limits));
+        Self { future, task, lane, running, permit: Permit::Held, limits, timer: None }
+    }
+
+    /// Drops the command and what it has submitted. The error is what its destructor panicked with.
+    fn give_up(self: Pin<&mut Self>) -> Result<(), String> {
+        let mut this = self.project();
+        let dropped = guard(this.lane.ambient(), || this.future.set(None));
+        if let Some(running) = this.running {
+            running.give_up();
+        }
+        if std::mem::replace(this.permit, Permit::Held) != Permit::Held {
+            this.lane.leave_loans(*this.task);
+        }
+        dropped
+    }
+
+    /// Has its permit, or gets it back; if not, it is woken when it has.
+    fn has_permit(self: Pin<&mut Self>, cx: &Context<'_>) -> bool {
+        let this = self.project();
+        let has = match *this.permit {
+            Permit::Held => return true,
+            Permit::Parked => this.lane.come_back(*this.task, || Handle::of_running(*this.task, cx.waker())),
+            Permit::Returning => this.task.meta().life.is_admitted(),
+        };
+        *this.permit = if has { Permit::Held } else { Permit::Returning };
+        has
+    }
+
+    /// Whether the time is up; if not, it is woken when it is.
+    fn time_is_up(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
+        let this = self.project();
+        let shared = this.task.meta().shared;
+        let Limits { deadline, is_last, drain_timeout } = *this.limits;
+        // Looked at only while the queue stops.
+        let drained = if this.lane.is_stopping() { this.lane.drain_deadline(drain_timeout.get()) } else { Tick::NEVER };
+        let due = deadline.min(drained);
+        if due == Tick::NEVER {
+            return false;
+        }
+        if this.timer.as_ref().is_none_or(|timer| timer.sleep.deadline() != due) {
+            *this.timer = Some(Box::new(Timer { sleep: Sleep::until(shared, due), expiry: None }));
+        }
+        let Some(timer) = this.timer else { return false };
+        let sleep = Pin::new(&mut timer.sleep);
+        let up = if is_last && due == deadline {
+            let expiry = timer.expiry.get_or_insert_with(|| expiring_waker(*this.task, due, cx.waker()));
+            let up = sleep.poll(&mut Context::from_waker(expiry)).is_ready();
+            if !up {
+                shared.look_by_timer(due);
+            }
+            up
+        } else {
+            sleep.poll(cx).is_ready()
+        };
+        if up && drained < deadline {
+            // Cancelled by the queue, not late.
+            let _ended = this.task.meta().life.try_end(End::Cancelled);
+        }
+        up
     }
 }
 
 impl<F: Future<Output = Result<T>>, T> Future for Attempt<'_, F> {
     type Output = Outcome<T>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
-        let mut this = self.project();
-        let task = *this.task;
-        let expired = || task.meta().life.end() == Some(End::Expired);
-        let mut polled = Poll::Pending;
-        let mut ran = Ok(());
-        if !expired() {
-            // A poll that blocks past the deadline never gets to see it; the watch does.
-            let _watched = this.deadline.as_ref().as_pin_ref().map(|sleep| Watched::new(task, sleep.deadline()));
-            ran = guard(*this.ambient, || {
-                if let Some(future) = this.future.as_mut().as_pin_mut() {
-                    polled = future.poll(cx);
-                }
-                if polled.is_ready() {
-                    this.future.set(None);
-                }
-            });
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
+        let task = self.task;
+        let life = &task.meta().life;
+        if self.lane.is_cancelling() {
+            let _ended = life.try_end(End::Cancelled);
         }
-        let outcome = match (ran, polled) {
-            (Err(message), _) => Outcome::Panicked(message),
-            (Ok(()), Poll::Ready(result)) => return Poll::Ready(Outcome::Returned(result)),
-            (Ok(()), Poll::Pending) => {
-                let Some(sleep) = this.deadline.as_mut().as_pin_mut() else { return Poll::Pending };
-                let due = sleep.deadline();
-                let expiry = this.expiry.get_or_insert_with(|| expiring_waker(task, due, cx.waker()));
-                if !expired() && sleep.poll(&mut Context::from_waker(expiry)).is_pending() {
-                    task.meta().shared.look_by_timer(due);
-                    return Poll::Pending;
-                }
-                Outcome::TimedOut
+        let mut ran = Ok(());
+        if life.end().is_none() && self.as_mut().has_permit(cx) {
+            let this = self.as_mut().project();
+            let (mut future, lane, running) = (this.future, *this.lane, this.running);
+            let mut polled = Poll::Pending;
+            // A poll that blocks past the deadline never gets to see it; the watch does.
+            let watched = this.limits.is_last && this.limits.deadline != Tick::NEVER;
+            let _watched = watched.then(|| Watched::new(task, this.limits.deadline));
+            ran = Running::during(running, || {
+                guard(lane.ambient(), || {
+                    if let Some(future) = future.as_mut().as_pin_mut() {
+                        polled = future.poll(cx);
+                    }
+                    if polled.is_ready() {
+                        future.set(None);
+                    }
+                })
+            });
+            if let (Ok(()), Poll::Ready(result)) = (&ran, polled) {
+                return Poll::Ready(Outcome::Returned(result));
             }
+            if ran.is_ok() && running.as_ref().is_some_and(Running::waits) && lane.park(task) {
+                *this.permit = Permit::Parked;
+            }
+        }
+        let outcome = match ran {
+            Err(message) => Outcome::Panicked(message),
+            Ok(()) if life.end().is_some() => Outcome::Stopped,
+            Ok(()) if self.as_mut().time_is_up(cx) => match life.end() {
+                Some(End::Cancelled) => Outcome::Stopped,
+                _ => Outcome::TimedOut,
+            },
+            Ok(()) => return Poll::Pending,
         };
-        // What is left of it may panic (again).
-        Poll::Ready(match (guard(*this.ambient, || this.future.set(None)), outcome) {
-            (Err(message), Outcome::TimedOut) => Outcome::Panicked(message),
+        // What the command holds may need its context to be dropped.
+        Poll::Ready(match (self.give_up(), outcome) {
+            (Err(message), Outcome::TimedOut | Outcome::Stopped) => Outcome::Panicked(message),
             (_, outcome) => outcome,
         })
     }

@@ -1,7 +1,11 @@
 //! Builds a queue from settings, checking all of them.
 
+use std::sync::Arc;
+
+use super::admission::SharedPool;
 use super::command_queue::CommandQueue;
 use super::config::LaneConfig;
+use super::dead_letter::DeadLetterQueue;
 use super::lane::Lane;
 use super::manager::QueueManager;
 use super::{LaneId, Priority, lane_ids, priorities};
@@ -17,12 +21,21 @@ pub struct QueueManagerBuilder {
     lanes: Vec<(LaneId, LaneConfig, Priority)>,
     defaults: Vec<(&'static str, LaneConfig, Priority)>,
     executor: Option<Executor>,
+    dead_letters: Option<DeadLetterQueue>,
+    max_in_flight: Option<usize>,
 }
 
 impl QueueManagerBuilder {
     /// A queue whose events go to `events`.
     pub fn new(events: EventEmitter) -> Self {
-        Self { events, lanes: Vec::new(), defaults: Vec::new(), executor: None }
+        Self {
+            events,
+            lanes: Vec::new(),
+            defaults: Vec::new(),
+            executor: None,
+            dead_letters: None,
+            max_in_flight: None,
+        }
     }
 
     /// Adds a lane. `priority` 0 is the best, 63 the worst; lanes of the same priority share fairly.
@@ -54,6 +67,20 @@ impl QueueManagerBuilder {
         self
     }
 
+    /// Keeps commands that are given up as dead letters: in `letters`, or in a queue of that size.
+    pub fn with_dlq(mut self, letters: impl Into<DeadLetterQueue>) -> Self {
+        self.dead_letters = Some(letters.into());
+        self
+    }
+
+    /// Runs at most `commands` of all lanes together at the same time. Each lane's `min_concurrency` is held back for it; the
+    /// rest goes to the lanes that want it, the best first. A command that another one awaits is not held back, and one that
+    /// has stopped waiting goes on at once: so more may run, by as many as have submitted and awaited others.
+    pub fn with_max_in_flight(mut self, commands: usize) -> Self {
+        self.max_in_flight = Some(commands);
+        self
+    }
+
     /// Builds the queue. Commands may be submitted at once; they run after [`QueueManager::start`]. Async as in a3s-lane;
     /// never waits. Where the feature `tokio` is on, commands see the tokio runtime that is current here.
     ///
@@ -62,12 +89,13 @@ impl QueueManagerBuilder {
     /// [`LaneError::ConfigError`](crate::LaneError::ConfigError) with every problem found.
     pub async fn build(self) -> Result<QueueManager> {
         let executor = self.executor.unwrap_or_else(|| Executor::global().clone());
-        let queue = CommandQueue::on(executor, self.events);
+        let pool = self.max_in_flight.map(|limit| Arc::new(SharedPool::new(limit)));
+        let queue = CommandQueue::on(executor, self.events, self.dead_letters, pool);
         let given = self.lanes;
         let defaults = self.defaults.into_iter().filter(|(id, ..)| !given.iter().any(|(other, ..)| other == id));
         let defaults = defaults.map(|(id, config, priority)| Lane::new(id, config, priority)).collect::<Vec<_>>();
         let given = given.iter().map(|(id, config, priority)| Lane::new(id.as_str(), config.clone(), *priority));
         queue.register(defaults.into_iter().chain(given).collect())?;
-        Ok(QueueManager::new(queue))
+        Ok(QueueManager::new(Arc::new(queue)))
     }
 }

@@ -2,9 +2,13 @@
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::command_queue::CommandQueue;
+use super::dead_letter::{DeadLetter, Replay};
+use super::options::SubmitOptions;
 use crate::error::Result;
 
 /// Something to execute, with a JSON result: the trait of a3s-lane.
@@ -15,6 +19,11 @@ pub trait Command: Send + Sync {
 
     /// What kind of command this is, for events and logs.
     fn command_type(&self) -> &str;
+
+    /// What the command is to do, as data: kept in its dead letter. Default: none.
+    fn payload(&self) -> Option<serde_json::Value> {
+        None
+    }
 }
 
 /// Something to execute, with a result of its own type: no boxing, no JSON, one allocation.
@@ -43,6 +52,11 @@ pub trait TypedCommand: Send + Sync + 'static {
 
     /// What kind of command this is, for events and logs.
     fn command_type(&self) -> &str;
+
+    /// What the command is to do, as data: kept in its dead letter. Default: none.
+    fn payload(&self) -> Option<serde_json::Value> {
+        None
+    }
 }
 
 /// A command that is data: executing it returns its payload.
@@ -68,6 +82,10 @@ impl Command for JsonCommand {
     fn command_type(&self) -> &str {
         &self.command_type
     }
+
+    fn payload(&self) -> Option<serde_json::Value> {
+        Some(self.payload.clone())
+    }
 }
 
 /// The form in which the queue runs every command.
@@ -77,9 +95,50 @@ pub(crate) trait Job: Send + 'static {
     fn command_type(&self) -> &str;
 
     fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send;
+
+    fn payload(&self) -> Option<serde_json::Value>;
+
+    /// Whether it can be tried again after it has failed.
+    fn can_run_again(&self) -> bool {
+        true
+    }
+
+    /// What submits it again from a dead letter.
+    fn into_replay(self) -> Option<Arc<dyn Replay>>;
+
+    /// Its own size in memory, in bytes.
+    fn size(&self) -> usize;
 }
 
-impl Job for Box<dyn Command> {
+/// A boxed [`Command`] as a job.
+pub(crate) struct Boxed(pub(crate) Box<dyn Command>);
+
+impl Job for Boxed {
+    type Output = serde_json::Value;
+
+    fn command_type(&self) -> &str {
+        self.0.command_type()
+    }
+
+    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
+        self.0.execute()
+    }
+
+    fn payload(&self) -> Option<serde_json::Value> {
+        self.0.payload()
+    }
+
+    fn into_replay(self) -> Option<Arc<dyn Replay>> {
+        Arc::<dyn Command>::from(self.0).into_replay()
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Self>() + size_of_val(&*self.0)
+    }
+}
+
+/// A boxed command that a dead letter has kept.
+impl Job for Arc<dyn Command> {
     type Output = serde_json::Value;
 
     fn command_type(&self) -> &str {
@@ -88,6 +147,32 @@ impl Job for Box<dyn Command> {
 
     fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
         self.execute()
+    }
+
+    fn payload(&self) -> Option<serde_json::Value> {
+        (**self).payload()
+    }
+
+    fn into_replay(self) -> Option<Arc<dyn Replay>> {
+        Some(Arc::new(Kept(self)))
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Self>() + size_of_val(&**self)
+    }
+}
+
+/// A job of which each submission is a cheap copy.
+struct Kept<J>(J);
+
+impl<J: Job + Clone + Sync> Replay for Kept<J> {
+    fn submit(self: Arc<Self>, queue: &CommandQueue, letter: &DeadLetter) -> Result<()> {
+        let mut options = SubmitOptions::new().replayed(letter.replays.saturating_add(1));
+        for tag in &letter.tags {
+            options = options.tag(tag.as_str());
+        }
+        queue.accept(&letter.lane_id, self.0.clone(), Some(options))?.detach();
+        Ok(())
     }
 }
 
@@ -103,6 +188,51 @@ impl<C: TypedCommand> Job for Typed<C> {
 
     fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
         self.0.execute()
+    }
+
+    fn payload(&self) -> Option<serde_json::Value> {
+        self.0.payload()
+    }
+
+    fn into_replay(self) -> Option<Arc<dyn Replay>> {
+        Some(Arc::new(Kept(Shared(Arc::new(self.0)))))
+    }
+
+    fn size(&self) -> usize {
+        size_of::<C>()
+    }
+}
+
+/// A typed command that a dead letter has kept.
+struct Shared<C>(Arc<C>);
+
+impl<C> Clone for Shared<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C: TypedCommand> Job for Shared<C> {
+    type Output = C::Output;
+
+    fn command_type(&self) -> &str {
+        self.0.command_type()
+    }
+
+    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
+        self.0.execute()
+    }
+
+    fn payload(&self) -> Option<serde_json::Value> {
+        self.0.payload()
+    }
+
+    fn into_replay(self) -> Option<Arc<dyn Replay>> {
+        Some(Arc::new(Kept(self)))
+    }
+
+    fn size(&self) -> usize {
+        size_of::<C>()
     }
 }
 
@@ -129,6 +259,22 @@ where
 
     fn command_type(&self) -> &str {
         &self.command_type
+    }
+
+    fn payload(&self) -> Option<serde_json::Value> {
+        None
+    }
+
+    fn can_run_again(&self) -> bool {
+        false
+    }
+
+    fn into_replay(self) -> Option<Arc<dyn Replay>> {
+        None
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Self>()
     }
 
     async fn attempt(&mut self) -> Result<T> {

@@ -5,19 +5,25 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use event_listener::Event;
 
 use super::LaneId;
-use super::command::{Command, Job, Once, Typed, TypedCommand};
-use super::lane::{Lane, LaneContext, LaneStatus, Rejected};
+use super::admission::{LaneContext, SharedPool};
+use super::command::{Boxed, Command, Job, Once, Typed, TypedCommand};
+use super::config::LaneConfig;
+use super::dead_letter::{DeadLetter, DeadLetterQueue};
+use super::lane::{JsonSubmission, Lane, LaneStatus, Rejected};
+use super::options::SubmitOptions;
+use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{EventEmitter, EventStream, LaneEvent, Transition};
 use crate::executor::{Closing, Executor};
+use crate::id::CommandId;
 
 const STARTED: u8 = 1;
 const SHUTTING_DOWN: u8 = 1 << 1;
@@ -28,15 +34,22 @@ const SHUT_DOWN: u8 = 1 << 3;
 
 /// Lanes by name, under one admission state. Most programs use it through [`QueueManager`](crate::QueueManager).
 ///
-/// Dropping the last reference closes admission. Accepted commands run to their end all the same; those that a lane holds
-/// back because it was never started or is paused can not, and are cancelled.
+/// Dropping it closes admission. Accepted commands run to their end all the same; those that a lane holds back because it
+/// was never started or is paused can not, and are cancelled.
 pub struct CommandQueue {
+    core: Arc<QueueCore>,
+}
+
+/// What lanes refer to.
+pub(super) struct QueueCore {
     /// Sorted by id. Read at every submission, replaced when a lane is registered.
     lanes: ArcSwap<Vec<Lane>>,
     registering: Mutex<()>,
     context: LaneContext,
     state: AtomicU8,
     idle: Event,
+    /// Commands that never started because the queue stops.
+    given_back: Mutex<Vec<DeadLetter>>,
 }
 
 /// One look at a queue: each lane's numbers are consistent in themselves.
@@ -63,42 +76,299 @@ pub struct DrainReport {
 }
 
 impl CommandQueue {
-    /// An empty queue on the global executor, and on the tokio runtime that is current (feature `tokio`). It comes in an
-    /// `Arc`, unlike a3s-lane's, since its lanes refer to it.
+    /// An empty queue on the global executor, and on the tokio runtime that is current (feature `tokio`).
     #[must_use]
-    pub fn new(events: EventEmitter) -> Arc<Self> {
-        Self::on(Executor::global().clone(), events)
+    pub fn new(events: EventEmitter) -> Self {
+        Self::on(Executor::global().clone(), events, None, None)
     }
 
-    pub(super) fn on(executor: Executor, events: EventEmitter) -> Arc<Self> {
-        let queue = Arc::new_cyclic(|queue: &Weak<Self>| {
-            let context = LaneContext { executor, events, ambient: crate::ambient(), queue: Weak::clone(queue) };
-            Self {
+    /// As [`CommandQueue::new`], keeping commands that are given up as dead letters: in `letters`, or in a queue of that size.
+    #[must_use]
+    pub fn with_dlq(events: EventEmitter, letters: impl Into<DeadLetterQueue>) -> Self {
+        Self::on(Executor::global().clone(), events, Some(letters.into()), None)
+    }
+
+    pub(super) fn on(
+        executor: Executor,
+        events: EventEmitter,
+        dead_letters: Option<DeadLetterQueue>,
+        pool: Option<Arc<SharedPool>>,
+    ) -> Self {
+        let core = Arc::new_cyclic(|queue: &Weak<QueueCore>| {
+            let ambient = crate::ambient();
+            let queue = Weak::clone(queue);
+            QueueCore {
                 lanes: ArcSwap::default(),
                 registering: Mutex::new(()),
-                context,
+                context: LaneContext { executor, events, ambient, dead_letters, pool, queue },
                 state: AtomicU8::new(0),
                 idle: Event::new(),
+                given_back: Mutex::default(),
             }
         });
-        let holder: Weak<Self> = Arc::downgrade(&queue);
-        queue.context.executor.shared().tell_when_closed(holder);
-        queue
+        let holder: Weak<QueueCore> = Arc::downgrade(&core);
+        core.context.executor.shared().tell_when_closed(holder);
+        Self { core }
     }
 
     /// Adds a lane, also while the queue runs. Async as in a3s-lane; never waits.
     ///
     /// # Errors
     ///
-    /// [`LaneError::ConfigError`] if its settings are not usable, its id is taken, or it belongs to a queue already;
-    /// [`LaneError::ShutdownInProgress`] during and after shutdown. The queue is as before.
+    /// [`LaneError::ConfigError`] if its settings are not usable, its id is taken, it belongs to a queue already, or the queue
+    /// was built with a limit to all lanes; [`LaneError::ShutdownInProgress`] during and after shutdown. The queue is as
+    /// before.
     pub async fn register_lane(&self, lane: impl Into<Arc<Lane>>) -> Result<()> {
         let lane: Arc<Lane> = lane.into();
-        self.register(vec![Arc::unwrap_or_clone(lane)])
+        if self.core.context.pool.is_some() {
+            let mut errors = ConfigErrors::default();
+            let hint = "give all lanes to the builder: with_max_in_flight divides its limit among them";
+            errors.push(format!("lanes[{:?}]", lane.id()), lane.id(), hint);
+            errors.into_result()?;
+        }
+        self.core.register(vec![Arc::unwrap_or_clone(lane)])
     }
 
     /// Adds all lanes or none.
     pub(super) fn register(&self, new: Vec<Lane>) -> Result<()> {
+        self.core.register(new)
+    }
+
+    /// The lane of this id.
+    #[must_use]
+    pub fn lane(&self, lane_id: &str) -> Option<Lane> {
+        self.core.with_lane(lane_id, Lane::clone).ok()
+    }
+
+    /// Lets commands run. Idempotent.
+    pub async fn start_scheduler(self: Arc<Self>) {
+        self.start();
+    }
+
+    pub(super) fn start(&self) {
+        self.core.start();
+    }
+
+    /// Accepts a command. Waits only in a full lane whose [`Overflow`](crate::Overflow) says so.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::LaneNotFound`], [`LaneError::ShutdownInProgress`], or [`LaneError::LaneFull`].
+    /// [`CommandQueue::try_submit`] also hands the command back.
+    pub async fn submit(&self, lane_id: &str, command: Box<dyn Command>) -> Result<Ticket<serde_json::Value>> {
+        let lane = self.core.with_lane(lane_id, Lane::clone)?;
+        Ok(lane.submit(command).await?)
+    }
+
+    /// [`CommandQueue::submit`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`], and [`LaneError::QueueError`] if the lane does not allow what the options ask for.
+    pub async fn submit_with(
+        &self,
+        lane_id: &str,
+        command: Box<dyn Command>,
+        options: SubmitOptions,
+    ) -> Result<Ticket<serde_json::Value>> {
+        let lane = self.core.with_lane(lane_id, Lane::clone)?;
+        Ok(lane.submit_with(command, options).await?)
+    }
+
+    /// Accepts a command, or hands it back.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub fn try_submit(&self, lane_id: &str, command: Box<dyn Command>) -> JsonSubmission {
+        self.accept(lane_id, Boxed(command), None)
+            .map_err(|Rejected { error, command: Boxed(command) }| Rejected { error, command })
+    }
+
+    /// Accepts commands in their order, each on its own: one that is refused does not keep the next from being accepted.
+    pub fn submit_many(
+        &self,
+        lane_id: &str,
+        commands: impl IntoIterator<Item = Box<dyn Command>>,
+    ) -> Vec<JsonSubmission> {
+        let lanes = self.core.lanes.load();
+        let lane = find(&lanes, lane_id);
+        let accept = |command| match lane {
+            Some(lane) => lane.try_submit(command),
+            None => Err(Rejected { error: LaneError::LaneNotFound(lane_id.to_owned()), command }),
+        };
+        commands.into_iter().map(accept).collect()
+    }
+
+    /// Accepts a typed command, or hands it back.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub fn submit_typed<C: TypedCommand>(&self, lane_id: &str, command: C) -> Result<Ticket<C::Output>, Rejected<C>> {
+        self.accept(lane_id, Typed(command), None)
+            .map_err(|Rejected { error, command: Typed(command) }| Rejected { error, command })
+    }
+
+    /// Accepts a closure that makes a future, which runs once. `command_type` names it in events.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit`].
+    pub fn submit_fn<F, Fut, T>(
+        &self,
+        lane_id: &str,
+        command_type: impl Into<Cow<'static, str>>,
+        make: F,
+    ) -> Result<Ticket<T>>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send,
+        T: Send + 'static,
+    {
+        Ok(self.accept(lane_id, Once::new(command_type, make), None)?)
+    }
+
+    pub(super) fn accept<J: Job>(
+        &self,
+        lane_id: &str,
+        job: J,
+        options: Option<SubmitOptions>,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
+        self.core.accept(lane_id, job, options)
+    }
+
+    /// Holds a lane's commands back until [`CommandQueue::resume`]. Commands already admitted run on.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::LaneNotFound`].
+    pub fn pause(&self, lane_id: &str) -> Result<()> {
+        self.core.with_lane(lane_id, Lane::pause)
+    }
+
+    /// Lets a paused lane go on.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::LaneNotFound`].
+    pub fn resume(&self, lane_id: &str) -> Result<()> {
+        self.core.with_lane(lane_id, Lane::resume)
+    }
+
+    /// Changes a lane's settings while it runs; see [`Lane::update`].
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::LaneNotFound`], or [`LaneError::ConfigError`] with every problem of the new settings.
+    pub fn update_lane(&self, lane_id: &str, change: impl FnOnce(&mut LaneConfig)) -> Result<()> {
+        self.core.with_lane(lane_id, |lane| lane.update(change))?
+    }
+
+    /// Each lane's numbers. Async as in a3s-lane; never waits.
+    pub async fn status(&self) -> HashMap<LaneId, LaneStatus> {
+        self.stats().lanes
+    }
+
+    /// The queue's numbers.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        self.core.stats()
+    }
+
+    /// The queue's dead letters; none without a dead letter queue.
+    #[must_use]
+    pub fn dlq(&self) -> Option<&DeadLetterQueue> {
+        self.core.context.dead_letters.as_ref()
+    }
+
+    /// Submits the commands of all dead letters that `wanted` says yes to again, the oldest first, each to its lane. They
+    /// begin anew, with a [replay count](DeadLetter::replays) of one more. Letters whose command can not be run again, or is
+    /// not accepted, stay where they are.
+    pub fn requeue_dead_letters(&self, wanted: impl FnMut(&DeadLetter) -> bool) -> RequeueReport {
+        let mut report = RequeueReport::default();
+        let Some(letters) = self.dlq() else { return report };
+        for letter in letters.take_where(wanted) {
+            let id = letter.command_id;
+            let submitted = match letter.replay.clone() {
+                Some(replay) => replay.submit(self, &letter),
+                None => Err(LaneError::QueueError(
+                    "its command can not be run again: it ran once, or is not at hand".into(),
+                )),
+            };
+            match submitted {
+                Ok(()) => report.requeued += 1,
+                Err(error) => {
+                    letters.put_back(letter);
+                    report.refused.push((id, error));
+                }
+            }
+        }
+        report
+    }
+
+    /// Accepts no more commands. Those accepted run on; [`CommandQueue::drain`] waits for them. Idempotent.
+    pub async fn shutdown(&self) {
+        self.core.shutdown();
+    }
+
+    /// Whether [`CommandQueue::shutdown`] was called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.core.is_shutting_down()
+    }
+
+    /// Waits until every accepted command has settled, for at most `limit`: those that run, wait, are delayed or wait out
+    /// their backoff. Does not stop admission: call [`CommandQueue::shutdown`] first, or it waits for a moment without work.
+    /// May be called any number of times.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::DrainTimeout`] with what is left, at the limit. Nothing was cancelled.
+    pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
+        self.core.drain(limit).await
+    }
+
+    /// Shuts down in phases: accepts nothing more; lets commands end for as long as `stop` says; cancels the rest, for as
+    /// long as it says; reports. After that no command of this queue runs, but those that block a worker (the report counts
+    /// them as left; they end at their next await, and their tickets resolve then).
+    ///
+    /// Dropping the returned future leaves the queue at the phase that it has reached.
+    pub async fn stop(&self, stop: Stop) -> StopReport {
+        self.core.stop(stop).await
+    }
+
+    /// Every event of this queue, as a stream.
+    #[must_use]
+    pub fn subscribe_stream(&self) -> EventStream {
+        self.core.context.events.subscribe_stream()
+    }
+
+    /// The events of this queue that `filter` lets pass.
+    pub fn subscribe_filtered(&self, filter: impl Fn(&LaneEvent) -> bool + Send + Sync + 'static) -> EventStream {
+        self.core.context.events.subscribe_filtered(filter)
+    }
+
+    /// The executor that runs this queue's commands.
+    #[must_use]
+    pub fn executor(&self) -> &Executor {
+        &self.core.context.executor
+    }
+}
+
+/// What became of dead letters that were to be run again.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct RequeueReport {
+    /// Commands accepted again.
+    pub requeued: usize,
+    /// Letters that stay, and why.
+    pub refused: Vec<(CommandId, LaneError)>,
+}
+
+impl QueueCore {
+    /// Adds all lanes or none.
+    fn register(&self, new: Vec<Lane>) -> Result<()> {
         // Nothing panics under this lock.
         let _one_at_a_time = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_shutting_down() {
@@ -113,6 +383,9 @@ impl CommandQueue {
                 Ok(_) => errors.push(format!("lanes[{id:?}].id"), id, "is taken: give each lane a name of its own"),
                 Err(at) => lanes.insert(at, lane.clone()),
             }
+        }
+        if let Some(pool) = &self.context.pool {
+            pool.divide(&lanes, &mut errors);
         }
         errors.clone().into_result()?;
         for lane in &new {
@@ -133,125 +406,44 @@ impl CommandQueue {
         Ok(())
     }
 
-    /// The lane of this id.
-    #[must_use]
-    pub fn lane(&self, lane_id: &str) -> Option<Lane> {
-        self.with_lane(lane_id, Lane::clone).ok()
-    }
-
-    /// Lets commands run. Idempotent.
-    pub async fn start_scheduler(self: Arc<Self>) {
-        self.start();
-    }
-
-    pub(super) fn start(&self) {
+    fn start(&self) {
         // ORDERING: see `register`.
         self.state.fetch_or(STARTED, Ordering::SeqCst);
-        self.lanes.load().iter().for_each(|lane| lane.core().start());
+        let mut lanes = Vec::clone(&self.lanes.load());
+        // The best first: a worker takes what it sees.
+        lanes.sort_by_key(|lane| lane.core().priority);
+        lanes.iter().for_each(|lane| lane.core().start());
     }
 
-    /// Accepts a command. Async as in a3s-lane; never waits.
-    ///
-    /// # Errors
-    ///
-    /// [`LaneError::LaneNotFound`], [`LaneError::ShutdownInProgress`], or [`LaneError::QueueError`] for a full lane.
-    /// [`CommandQueue::try_submit`] also hands the command back.
-    pub async fn submit(&self, lane_id: &str, command: Box<dyn Command>) -> Result<Ticket<serde_json::Value>> {
-        Ok(self.try_submit(lane_id, command)?)
-    }
-
-    /// Accepts a command, or hands it back.
-    ///
-    /// # Errors
-    ///
-    /// As [`CommandQueue::submit`].
-    pub fn try_submit(
+    fn accept<J: Job>(
         &self,
         lane_id: &str,
-        command: Box<dyn Command>,
-    ) -> Result<Ticket<serde_json::Value>, Rejected<Box<dyn Command>>> {
-        self.accept(lane_id, command)
-    }
-
-    /// Accepts a typed command, or hands it back.
-    ///
-    /// # Errors
-    ///
-    /// As [`CommandQueue::submit`].
-    pub fn submit_typed<C: TypedCommand>(&self, lane_id: &str, command: C) -> Result<Ticket<C::Output>, Rejected<C>> {
-        self.accept(lane_id, Typed(command))
-            .map_err(|Rejected { error, command: Typed(command) }| Rejected { error, command })
-    }
-
-    /// Accepts a closure that makes a future, which runs once. `command_type` names it in events.
-    ///
-    /// # Errors
-    ///
-    /// As [`CommandQueue::submit`].
-    pub fn submit_fn<F, Fut, T>(
-        &self,
-        lane_id: &str,
-        command_type: impl Into<Cow<'static, str>>,
-        make: F,
-    ) -> Result<Ticket<T>>
-    where
-        F: FnOnce() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<T>> + Send,
-        T: Send + 'static,
-    {
-        Ok(self.accept(lane_id, Once::new(command_type, make))?)
-    }
-
-    fn accept<J: Job>(&self, lane_id: &str, job: J) -> Result<Ticket<J::Output>, Rejected<J>> {
+        job: J,
+        options: Option<SubmitOptions>,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
         let lanes = self.lanes.load();
         match find(&lanes, lane_id) {
-            Some(lane) => lane.accept(job),
+            Some(lane) => lane.accept(job, options),
             None => Err(Rejected { error: LaneError::LaneNotFound(lane_id.to_owned()), command: job }),
         }
-    }
-
-    /// Holds a lane's commands back until [`CommandQueue::resume`]. Commands already admitted run on.
-    ///
-    /// # Errors
-    ///
-    /// [`LaneError::LaneNotFound`].
-    pub fn pause(&self, lane_id: &str) -> Result<()> {
-        self.with_lane(lane_id, Lane::pause)
-    }
-
-    /// Lets a paused lane go on.
-    ///
-    /// # Errors
-    ///
-    /// [`LaneError::LaneNotFound`].
-    pub fn resume(&self, lane_id: &str) -> Result<()> {
-        self.with_lane(lane_id, Lane::resume)
     }
 
     fn with_lane<T>(&self, lane_id: &str, f: impl FnOnce(&Lane) -> T) -> Result<T> {
         find(&self.lanes.load(), lane_id).map(f).ok_or_else(|| LaneError::LaneNotFound(lane_id.to_owned()))
     }
 
-    /// Each lane's numbers. Async as in a3s-lane; never waits.
-    pub async fn status(&self) -> HashMap<LaneId, LaneStatus> {
-        self.stats().lanes
-    }
-
-    /// The queue's numbers.
-    #[must_use]
-    pub fn stats(&self) -> QueueStats {
+    fn stats(&self) -> QueueStats {
         let lanes: HashMap<_, _> =
             self.lanes.load().iter().map(|lane| (lane.id().to_owned(), lane.core().status())).collect();
         QueueStats {
             total_pending: lanes.values().map(|lane| lane.pending).sum(),
             total_active: lanes.values().map(|lane| lane.active).sum(),
-            dead_letter_count: 0,
+            dead_letter_count: self.context.dead_letters.as_ref().map_or(0, DeadLetterQueue::count),
             lanes,
         }
     }
 
-    /// Accepts no more commands. Those accepted run on; [`CommandQueue::drain`] waits for them. Idempotent.
-    pub async fn shutdown(&self) {
+    fn shutdown(&self) {
         let first = {
             let _no_lane_is_added = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
             self.state.fetch_or(SHUTTING_DOWN, Ordering::AcqRel) & SHUTTING_DOWN == 0
@@ -264,23 +456,14 @@ impl CommandQueue {
         self.notice_idle();
     }
 
-    /// Whether [`CommandQueue::shutdown`] was called.
-    #[must_use]
-    pub fn is_shutting_down(&self) -> bool {
+    fn is_shutting_down(&self) -> bool {
         self.state.load(Ordering::Acquire) & SHUTTING_DOWN != 0
     }
 
-    /// Waits until every accepted command has settled, for at most `limit`. Does not stop admission: call
-    /// [`CommandQueue::shutdown`] first, or it waits for a moment without work. May be called any number of times.
-    ///
-    /// # Errors
-    ///
-    /// [`LaneError::DrainTimeout`] with what is left, at the limit. Nothing was cancelled.
-    pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
+    async fn drain(&self, limit: Duration) -> Result<DrainReport> {
         let clock = self.context.executor.clock();
         let begun = clock.now();
-        let stats = self.stats();
-        let outstanding = stats.total_pending + stats.total_active;
+        let outstanding = self.outstanding();
         let mut timed = self.context.executor.timeout(limit, self.drained()).await;
         let waited = clock.now().since(begun);
         if timed.is_err() && waited < limit {
@@ -293,6 +476,47 @@ impl CommandQueue {
         }
         self.notice_idle();
         Ok(DrainReport { outstanding, waited: clock.now().since(begun) })
+    }
+
+    async fn stop(&self, stop: Stop) -> StopReport {
+        let clock = self.context.executor.clock();
+        let begun = clock.now();
+        self.shutdown();
+        let lanes = self.lanes.load_full();
+        let cancelled_before: usize = lanes.iter().map(|lane| lane.core().cancelled()).sum();
+        let outstanding = self.outstanding();
+        lanes.iter().for_each(|lane| lane.core().begin_stop(begun));
+        if lanes.iter().any(|lane| lane.core().has_drain_timeouts()) {
+            self.context.executor.shared().wake_waiting();
+        }
+        let mut drained = self.drain(stop.drain).await.is_ok();
+        if !drained {
+            lanes.iter().for_each(|lane| lane.core().cancel_all());
+            self.context.executor.shared().wake_waiting();
+            drained = self.drain(stop.cancel).await.is_ok();
+        }
+        let QueueStats { total_pending, total_active, .. } = self.stats();
+        let (left_pending, left_active) = if drained { (0, 0) } else { (total_pending, total_active) };
+        let cancelled = lanes.iter().map(|lane| lane.core().cancelled()).sum::<usize>() - cancelled_before;
+        let given_back = std::mem::take(&mut *self.given_back());
+        let settled = outstanding.saturating_sub(cancelled + left_pending + left_active);
+        StopReport { settled, cancelled, left_pending, left_active, given_back, waited: clock.now().since(begun) }
+    }
+
+    /// Commands accepted and not settled.
+    fn outstanding(&self) -> usize {
+        let stats = self.stats();
+        stats.total_pending + stats.total_active
+    }
+
+    /// A command that never started, of a queue that stops.
+    pub(super) fn take_back(&self, letter: DeadLetter) {
+        self.given_back().push(letter);
+    }
+
+    fn given_back(&self) -> MutexGuard<'_, Vec<DeadLetter>> {
+        // Nothing under this lock can panic half-way.
+        self.given_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn drained(&self) {
@@ -325,23 +549,6 @@ impl CommandQueue {
             self.context.events.observe(|| Transition::ShutdownComplete);
         }
     }
-
-    /// Every event of this queue, as a stream.
-    #[must_use]
-    pub fn subscribe_stream(&self) -> EventStream {
-        self.context.events.subscribe_stream()
-    }
-
-    /// The events of this queue that `filter` lets pass.
-    pub fn subscribe_filtered(&self, filter: impl Fn(&LaneEvent) -> bool + Send + Sync + 'static) -> EventStream {
-        self.context.events.subscribe_filtered(filter)
-    }
-
-    /// The executor that runs this queue's commands.
-    #[must_use]
-    pub fn executor(&self) -> &Executor {
-        &self.context.executor
-    }
 }
 
 /// Lanes are sorted by id, and few.
@@ -349,14 +556,14 @@ fn find<'a>(lanes: &'a [Lane], lane_id: &str) -> Option<&'a Lane> {
     lanes.binary_search_by(|lane| lane.id().cmp(lane_id)).ok().map(|at| &lanes[at])
 }
 
-impl Closing for CommandQueue {
+impl Closing for QueueCore {
     fn executor_closed(&self) {
-        self.lanes.load().iter().for_each(|lane| lane.core().abandon());
+        self.lanes.load().iter().for_each(|lane| lane.core().executor_closed());
         self.idle.notify(usize::MAX);
     }
 }
 
-impl Drop for CommandQueue {
+impl Drop for QueueCore {
     fn drop(&mut self) {
         self.lanes.load().iter().for_each(|lane| lane.core().abandon());
     }
@@ -364,6 +571,6 @@ impl Drop for CommandQueue {
 
 impl fmt::Debug for CommandQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommandQueue").field("lanes", &self.lanes.load()).finish_non_exhaustive()
+        f.debug_struct("CommandQueue").field("lanes", &self.core.lanes.load()).finish_non_exhaustive()
     }
 }

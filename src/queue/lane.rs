@@ -1,58 +1,46 @@
-//! A lane: admits commands through its gate and hands them to the executor.
+//! A lane as its users see it, and the way of every command into it.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 
-use crossbeam_queue::SegQueue;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::ambient::Ambient;
-use super::command::{Command, Job, Once, Typed, TypedCommand};
-use super::command_queue::CommandQueue;
-use super::config::LaneConfig;
-use super::settle::{self, Accepted};
-use super::ticket::Ticket;
+use super::acquire::{Acquire, Permit};
+use super::admission::{LaneContext, LaneCore, Settings};
+use super::command::{Boxed, Command, Job, Once, Typed, TypedCommand};
+use super::config::{LaneConfig, Overflow};
+use super::context;
+use super::extra::Extra;
+use super::keys::Queued;
+use super::line::{Entry, Waiter};
+use super::options::SubmitOptions;
+use super::settle::{self, Accepted, Whereabouts};
+use super::ticket::{Limits, Ticket, Way};
 use super::{LaneId, Priority};
-use crate::error::{ConfigErrors, LaneError};
-use crate::event::{CommandInfo, EventEmitter, Transition};
-use crate::executor::{Executor, Runnable};
+use crate::clock::Tick;
+use crate::error::{ConfigErrors, LaneError, Result};
+use crate::event::{CommandInfo, Transition};
+use crate::executor::Handle;
+use crate::executor::life::Birth;
 use crate::id::CommandId;
-use crate::limit::gate::{Gate, Hold, Notice, Submitted, Waiting};
+use crate::limit::gate::Submitted;
+use crate::limit::rate::RateLimiter;
 
-/// A priority class with a limit of its own. A cheap handle; commands keep what they need of it alive.
+/// A priority class with limits of its own. A cheap handle; commands keep what they need of it alive.
 #[derive(Clone)]
 pub struct Lane {
     core: Arc<LaneCore>,
 }
 
-pub(super) struct LaneCore {
-    pub(super) id: Arc<str>,
-    pub(super) config: LaneConfig,
-    priority: Priority,
-    gate: Gate,
-    queue: LaneQueue,
-    /// Set when the lane is registered.
-    context: OnceLock<LaneContext>,
-}
-
-/// What a lane gets from the queue that it is registered with.
-#[derive(Clone)]
-pub(super) struct LaneContext {
-    pub(super) executor: Executor,
-    pub(super) events: EventEmitter,
-    pub(super) ambient: Option<Arc<dyn Ambient>>,
-    pub(super) queue: Weak<CommandQueue>,
-}
-
 /// One look at a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStatus {
-    /// Commands accepted and not admitted yet.
+    /// Commands accepted and not admitted: in line, delayed, waiting out their backoff, or behind others of their key.
     pub pending: usize,
-    /// Commands admitted and not settled.
+    /// Commands admitted and not settled, and permits that hosts hold.
     pub active: usize,
     /// The lane's `min_concurrency`.
     pub min: usize,
@@ -83,13 +71,20 @@ impl<C> From<Rejected<C>> for LaneError {
     }
 }
 
+/// What a submission of a boxed command gives: its ticket, or the command back.
+pub type JsonSubmission = Result<Ticket<serde_json::Value>, Rejected<Box<dyn Command>>>;
+
+impl<C> Rejected<C> {
+    fn map<D>(self, f: impl FnOnce(C) -> D) -> Rejected<D> {
+        Rejected { error: self.error, command: f(self.command) }
+    }
+}
+
 impl Lane {
     /// A lane that takes commands once it is registered with a queue, which also checks the settings.
     pub fn new(id: impl Into<LaneId>, config: LaneConfig, priority: Priority) -> Self {
         let id: LaneId = id.into();
-        let gate = Gate::new(config.max_concurrency);
-        let queue = LaneQueue::default();
-        Self { core: Arc::new(LaneCore { id: id.into(), config, priority, gate, queue, context: OnceLock::new() }) }
+        Self { core: LaneCore::new(id.into(), config, priority) }
     }
 
     /// The lane's name.
@@ -103,22 +98,76 @@ impl Lane {
         self.core.priority
     }
 
-    /// Accepts a command. One that is refused (the lane is not registered, or shutting down) says so through its ticket;
-    /// [`Lane::try_submit`] hands it back instead. Async as in a3s-lane; never waits.
+    /// The lane's settings as they are now.
+    #[must_use]
+    pub fn config(&self) -> LaneConfig {
+        self.core.settings.load().config.clone()
+    }
+
+    /// Changes the lane's settings while it runs. Limits on what may start count at once: a smaller maximum ends nothing and
+    /// is reached as commands end. Timeouts and retries count for attempts that begin, what is asked of submissions (size,
+    /// priorities, time in the queue) for those that follow. A rate limit that changes begins anew; one that does not goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::ConfigError`] with every problem of the new settings; the lane is as before.
+    pub fn update(&self, change: impl FnOnce(&mut LaneConfig)) -> Result<()> {
+        self.core.update(change)
+    }
+
+    /// The limiter of the lane's rate, to pause it or to share it; none if the lane has no rate limit.
+    #[must_use]
+    pub fn rate_limiter(&self) -> Option<RateLimiter> {
+        self.core.settings.load().limiter.clone()
+    }
+
+    /// Accepts a command. One that is refused (the lane is not registered, full, or shutting down) says so through its
+    /// ticket; [`Lane::try_submit`] hands it back instead. Waits only in a full lane whose [`Overflow`] says so.
     pub async fn enqueue(&self, command: Box<dyn Command>) -> Ticket<serde_json::Value> {
-        self.accept(command).unwrap_or_else(|rejected| Ticket::refused(rejected.error))
+        self.submit(command).await.unwrap_or_else(|rejected| Ticket::refused(rejected.error))
+    }
+
+    /// Accepts a command, or hands it back. Waits only in a full lane whose [`Overflow`] says so. Cancel-safe: a submission
+    /// that is dropped while it waits has not happened, and its command is dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::try_submit`].
+    pub async fn submit(&self, command: Box<dyn Command>) -> JsonSubmission {
+        self.accept_or_wait(command, None).await
+    }
+
+    /// [`Lane::submit`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::try_submit`].
+    pub async fn submit_with(&self, command: Box<dyn Command>, options: SubmitOptions) -> JsonSubmission {
+        self.accept_or_wait(command, Some(options)).await
     }
 
     /// Accepts a command, or hands it back.
     ///
     /// # Errors
     ///
-    /// [`LaneError::ShutdownInProgress`], or [`LaneError::QueueError`] if the lane is not registered or full.
-    pub fn try_submit(
-        &self,
-        command: Box<dyn Command>,
-    ) -> Result<Ticket<serde_json::Value>, Rejected<Box<dyn Command>>> {
-        self.accept(command)
+    /// [`LaneError::ShutdownInProgress`], [`LaneError::LaneFull`], or [`LaneError::QueueError`] if the lane is not registered
+    /// or does not allow what the options ask for.
+    pub fn try_submit(&self, command: Box<dyn Command>) -> JsonSubmission {
+        self.accept_boxed(command, None)
+    }
+
+    /// [`Lane::try_submit`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::try_submit`].
+    pub fn try_submit_with(&self, command: Box<dyn Command>, options: SubmitOptions) -> JsonSubmission {
+        self.accept_boxed(command, Some(options))
+    }
+
+    /// Accepts commands in their order, each on its own: one that is refused does not keep the next from being accepted.
+    pub fn submit_many(&self, commands: impl IntoIterator<Item = Box<dyn Command>>) -> Vec<JsonSubmission> {
+        commands.into_iter().map(|command| self.accept_boxed(command, None)).collect()
     }
 
     /// Accepts a typed command, or hands it back.
@@ -127,10 +176,24 @@ impl Lane {
     ///
     /// As [`Lane::try_submit`].
     pub fn submit_typed<C: TypedCommand>(&self, command: C) -> Result<Ticket<C::Output>, Rejected<C>> {
-        self.accept(Typed(command)).map_err(|Rejected { error, command: Typed(command) }| Rejected { error, command })
+        self.accept(Typed(command), None).map_err(|rejected| rejected.map(|Typed(command)| command))
     }
 
-    /// Accepts a closure that makes a future, which runs once. `command_type` names it in events.
+    /// [`Lane::submit_typed`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::try_submit`].
+    pub fn submit_typed_with<C: TypedCommand>(
+        &self,
+        command: C,
+        options: SubmitOptions,
+    ) -> Result<Ticket<C::Output>, Rejected<C>> {
+        let accepted = self.accept(Typed(command), Some(options));
+        accepted.map_err(|rejected| rejected.map(|Typed(command)| command))
+    }
+
+    /// Accepts a closure that makes a future, which runs once: it is not retried. `command_type` names it in events.
     ///
     /// # Errors
     ///
@@ -145,7 +208,39 @@ impl Lane {
         Fut: Future<Output = Result<T, LaneError>> + Send,
         T: Send + 'static,
     {
-        Ok(self.accept(Once::new(command_type, make))?)
+        Ok(self.accept(Once::new(command_type, make), None)?)
+    }
+
+    /// [`Lane::submit_fn`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::try_submit`].
+    pub fn submit_fn_with<F, Fut, T>(
+        &self,
+        command_type: impl Into<Cow<'static, str>>,
+        options: SubmitOptions,
+        make: F,
+    ) -> Result<Ticket<T>, LaneError>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, LaneError>> + Send,
+        T: Send + 'static,
+    {
+        Ok(self.accept(Once::new(command_type, make), Some(options))?)
+    }
+
+    /// Takes one of the lane's permits, for work that the caller runs itself: in its turn among the lane's commands, and
+    /// against its rate limit. Resolves to [`LaneError::ShutdownInProgress`] once the lane accepts nothing more, or to
+    /// [`LaneError::LaneFull`], or to [`LaneError::Shed`] if the lane is full and its overflow drops it.
+    pub fn acquire(&self) -> Acquire {
+        self.core.acquire()
+    }
+
+    /// A permit if one is free now and nobody waits for it.
+    #[must_use]
+    pub fn try_acquire(&self) -> Option<Permit> {
+        self.core.try_acquire()
     }
 
     /// One consistent look at the lane. Async as in a3s-lane; never waits.
@@ -156,65 +251,194 @@ impl Lane {
     /// Whether the lane is paused.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.core.gate.status().paused
+        self.core.is_paused()
     }
 
     /// Admits no more commands until [`Lane::resume`]. Submitting goes on, as do commands already admitted. Nothing
     /// happens once the lane's queue is gone: its commands then run to their end.
     pub fn pause(&self) {
-        let queue = self.core.context.get().map(|context| context.queue.upgrade());
+        let queue = self.core.context().map(|context| context.queue.upgrade());
         if !matches!(queue, Some(None)) {
-            self.core.gate.hold(Hold::Paused);
+            self.core.pause();
         }
     }
 
     /// Admits commands again.
     pub fn resume(&self) {
-        self.core.gate.unhold(Hold::Paused);
-        self.core.pump();
+        self.core.resume();
+    }
+
+    fn accept_boxed(&self, command: Box<dyn Command>, options: Option<SubmitOptions>) -> JsonSubmission {
+        self.accept(Boxed(command), options).map_err(|rejected| rejected.map(|Boxed(command)| command))
+    }
+
+    /// Accepts, waiting for room where the lane says so.
+    async fn accept_or_wait(&self, mut command: Box<dyn Command>, options: Option<SubmitOptions>) -> JsonSubmission {
+        let limit = options.as_ref().and_then(|options| options.room_timeout);
+        let mut until = None;
+        loop {
+            // Before the attempt, so that room that is made after it is heard of.
+            // Not from within a command: it would hold its permit, for which those that it waits for may be waiting.
+            let nested = context::parent().is_some();
+            let waits = !nested && self.core.settings.load().config.overflow == Overflow::Wait;
+            let listener = waits.then(|| self.core.room.listen());
+            let rejected = match self.accept_boxed(command, options.clone()) {
+                Ok(ticket) => {
+                    // There may be room for more than who was told of it: one that is admitted at once takes none.
+                    if until.is_some() && self.core.has_room() {
+                        self.core.make_room();
+                    }
+                    return Ok(ticket);
+                }
+                Err(rejected) => rejected,
+            };
+            let (Some(listener), LaneError::LaneFull { .. }, Some(context)) =
+                (listener, &rejected.error, self.core.context())
+            else {
+                return Err(rejected);
+            };
+            command = rejected.command;
+            let now = context.executor.clock().now();
+            let until = *until.get_or_insert_with(|| limit.map_or(Tick::NEVER, |limit| now.plus(limit)));
+            let left = until.since(now);
+            if context.executor.timeout(left, listener).await.is_err() {
+                return Err(Rejected { error: rejected.error, command });
+            }
+        }
     }
 
     /// The way of every command into the queue.
-    pub(super) fn accept<J: Job>(&self, job: J) -> Result<Ticket<J::Output>, Rejected<J>> {
+    pub(super) fn accept<J: Job>(
+        &self,
+        job: J,
+        options: Option<SubmitOptions>,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
         let core = &self.core;
-        let Some(context) = core.context.get() else {
+        let Some(context) = core.context() else {
             let error = LaneError::QueueError(format!("lane {:?} is not registered with a queue", core.id));
             return Err(Rejected { error, command: job });
         };
         if !context.executor.is_open() {
             return Err(Rejected { error: LaneError::ShutdownInProgress, command: job });
         }
-        let submitted = core.gate.submit();
-        let refuse = match submitted {
-            Submitted::Admitted | Submitted::Queued => None,
-            Submitted::Closed => Some(LaneError::ShutdownInProgress),
-            Submitted::Full => Some(LaneError::QueueError(format!("lane {:?} is full", core.id))),
-        };
-        if let Some(error) = refuse {
+        let parent = context::parent();
+        let parents_deadline = parent.map_or(Tick::NEVER, |parent| parent.total_deadline);
+        if options.is_none() && core.is_plain() && parents_deadline == Tick::NEVER {
+            return self.accept_plain(job, context, parent.is_some());
+        }
+        let settings = core.settings.load();
+        if let Some(options) = &options
+            && let Err(error) = core.check_options(&settings, options)
+        {
             return Err(Rejected { error, command: job });
+        }
+        let mut extra = Extra::of(core, &settings, context, options, parents_deadline);
+        let priority = extra.as_ref().and_then(|extra| extra.priority).unwrap_or(core.priority);
+        let count = match &extra {
+            Some(extra) if extra.is_delayed() => Count::Apart,
+            Some(extra) if extra.key.is_some() => Count::Keyed,
+            Some(_) if priority != core.priority => Count::Placed,
+            _ => Count::Plain,
+        };
+        let bytes = settings.config.max_pending_bytes.map(|limit| {
+            let own = extra.as_ref().map_or(0, |extra| extra.bytes);
+            (job.size().saturating_add(own), limit)
+        });
+        let submitted = match core.count(&settings, count, bytes, priority) {
+            Ok(submitted) => submitted,
+            Err(error) => return Err(Rejected { error, command: job }),
+        };
+        if let Some(extra) = &mut extra {
+            extra.bytes = bytes.map_or(0, |(bytes, _)| bytes);
         }
         let id = CommandId::next();
         context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
-        let admitted = submitted == Submitted::Admitted;
+        let (birth, place) = match (submitted, &extra) {
+            (Submitted::Admitted, _) => (Birth::Admitted, Whereabouts::Line),
+            (_, Some(extra)) if extra.is_delayed() => (Birth::Apart, Whereabouts::Apart),
+            _ => (Birth::Queued, Whereabouts::Line),
+        };
+        let limits = Limits::of(&settings, extra.as_deref());
+        let alarm = extra.as_ref().and_then(|extra| core.alarm_of(&settings, extra));
+        let key = extra.as_ref().and_then(|extra| extra.key.clone());
+        let cost = extra.as_ref().map_or(1, |extra| extra.cost);
+        let own_place = extra.as_ref().filter(|_| count == Count::Placed).map(|extra| extra.place(core, 0));
+        let adopted = parent.is_some() && !extra.as_ref().is_some_and(|extra| extra.detached);
         let lane = Arc::clone(core);
-        let (runnable, task) =
-            context.executor.prepare(core.priority, admitted, core.config.default_timeout.is_some(), |task| {
-                settle::run(Accepted::new(job, id, lane, task))
-            });
-        if admitted {
-            context.executor.schedule_new(runnable);
-        } else {
-            core.gate.enqueue(runnable, &core.queue, |runnable| core.admit(runnable), |notice| core.notice(notice));
-            if core.config.pressure_threshold.is_some_and(|threshold| core.gate.note_pressure(threshold)) {
-                core.observe(|| Transition::Pressure { lane_id: Arc::clone(&core.id) });
+        // Without it, a command waits in the line at its beginning or not at all.
+        let may_wait_later = extra.is_some();
+        let (runnable, task) = context.executor.prepare(priority, birth, limits.any() || alarm.is_some(), |task| {
+            settle::run(Accepted::new(job, id, lane, task, place, extra))
+        });
+        if adopted {
+            context::adopt(|| Handle::of(&runnable));
+        }
+        let way = |handle| Way { lane: Arc::clone(core), queued: Queued { handle, cost }, lifted: None };
+        let queued = match birth {
+            Birth::Admitted => {
+                let handle = may_wait_later.then(|| Handle::of(&runnable));
+                if let (Some(alarm), Some(handle)) = (alarm, &handle) {
+                    core.set_alarm(handle, alarm);
+                }
+                core.launch_new(&settings, context, runnable);
+                return Ok(Ticket::new(id, limits, task, handle.map(way)));
             }
+            // One that is delayed sets its alarm when its time has come.
+            Birth::Apart => {
+                let handle = Handle::of(&runnable);
+                context.executor.schedule_new(runnable);
+                return Ok(Ticket::new(id, limits, task, Some(way(handle))));
+            }
+            Birth::Queued => Queued { handle: Handle::park(runnable), cost },
+        };
+        // Once it is parked: an alarm that comes at once has to find it there.
+        if let Some(alarm) = alarm {
+            core.set_alarm(&queued.handle, alarm);
         }
-        if !admitted && (context.queue.strong_count() == 0 || !context.executor.is_open()) {
-            // The queue was dropped or its executor closed while this was submitted: nobody else would cancel what a held
-            // lane keeps.
-            core.abandon();
+        match key {
+            Some(key) => core.enter_key(&key, queued.clone()),
+            None => core.enqueue(Entry {
+                waiter: Waiter::Command(queued.handle.clone()),
+                place: own_place.map(Box::new),
+                cost,
+            }),
         }
-        Ok(Ticket::new(id, core.config.default_timeout, task))
+        core.note_pressure(&settings);
+        // Cancelled, abandoned or closed while this was submitted?
+        core.end_late();
+        Ok(Ticket::new(id, limits, task, Some(way(queued.handle))))
+    }
+
+    /// The same for a command without options in a lane without settings that would ask more: the way of most commands.
+    fn accept_plain<J: Job>(
+        &self,
+        job: J,
+        context: &LaneContext,
+        nested: bool,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
+        let core = &self.core;
+        let birth = match core.count_plain() {
+            Ok(birth) => birth,
+            Err(error) => return Err(Rejected { error, command: job }),
+        };
+        let id = CommandId::next();
+        context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
+        let lane = Arc::clone(core);
+        let (runnable, task) = context.executor.prepare(core.priority, birth, false, |task| {
+            settle::run(Accepted::new(job, id, lane, task, Whereabouts::Line, None))
+        });
+        if nested {
+            context::adopt(|| Handle::of(&runnable));
+        }
+        if birth == Birth::Admitted {
+            context.executor.schedule_new(runnable);
+            return Ok(Ticket::new(id, Limits::NONE, task, None));
+        }
+        let queued = Queued { handle: Handle::park(runnable), cost: 1 };
+        core.enqueue(Entry::plain(Waiter::Command(queued.handle.clone())));
+        // Cancelled, abandoned or closed while this was submitted?
+        core.end_late();
+        Ok(Ticket::new(id, Limits::NONE, task, Some(Way { lane: Arc::clone(core), queued, lifted: None })))
     }
 
     pub(super) fn core(&self) -> &Arc<LaneCore> {
@@ -222,7 +446,8 @@ impl Lane {
     }
 
     pub(super) fn check(&self, errors: &mut ConfigErrors) {
-        super::config::check_lane(&self.core.id, &self.core.config, self.core.priority, errors);
+        let settings = self.core.settings.load();
+        super::config::check_lane(&self.core.id, &settings.config, self.core.priority, errors);
     }
 }
 
@@ -236,98 +461,82 @@ impl fmt::Debug for Lane {
     }
 }
 
+/// How a new command is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    /// It may start at once if a permit is free, and stands in the line in the order of submission.
+    Plain,
+    /// It has a place of its own in the line.
+    Placed,
+    /// It may have to wait for others of its key.
+    Keyed,
+    /// It comes to its place by itself, later.
+    Apart,
+}
+
 impl LaneCore {
-    /// Binds the lane to its queue. False if it has one already.
-    pub(super) fn register(&self, context: LaneContext) -> bool {
-        self.context.set(context).is_ok()
-    }
-
-    pub(super) fn start(&self) {
-        self.gate.unhold(Hold::Unstarted);
-        self.pump();
-    }
-
-    /// Refuses commands from now on.
-    pub(super) fn close(&self) {
-        self.gate.close();
-    }
-
-    /// Asks for [`CommandQueue::notice_idle`] when the lane is idle; true if it is now.
-    pub(super) fn want_idle(&self) -> bool {
-        self.gate.want_idle()
-    }
-
-    pub(super) fn status(&self) -> LaneStatus {
-        let status = self.gate.status();
-        let LaneConfig { min_concurrency: min, max_concurrency: max, .. } = self.config;
-        LaneStatus { pending: status.waiting, active: status.running, min, max }
-    }
-
-    /// The queue is gone: nobody can start or resume this lane any more. What it holds back is cancelled.
-    pub(super) fn abandon(&self) {
-        self.close();
-        if self.gate.status().held {
-            self.gate.abandon(&self.queue, drop);
+    /// Counts a new command of a plain lane.
+    fn count_plain(&self) -> Result<Birth> {
+        match self.count_direct() {
+            Submitted::Admitted => Ok(Birth::Admitted),
+            Submitted::Queued => Ok(Birth::Queued),
+            Submitted::Closed => Err(LaneError::ShutdownInProgress),
+            Submitted::Full => Err(self.full(format!("{} commands may wait", crate::limit::gate::WAITING_MAX))),
         }
     }
 
-    /// A command gives its permit back.
-    pub(super) fn release(&self) {
-        self.gate.release(&self.queue, |runnable| self.admit(runnable), |notice| self.notice(notice));
+    fn full(&self, limit: String) -> LaneError {
+        LaneError::LaneFull { lane_id: self.id.to_string(), limit }
     }
 
-    pub(super) fn ambient(&self) -> Option<&dyn Ambient> {
-        self.context.get()?.ambient.as_deref()
-    }
-
-    pub(super) fn observe(&self, make: impl FnOnce() -> Transition) {
-        if let Some(context) = self.context.get() {
-            context.events.observe(make);
-        }
-    }
-
-    fn pump(&self) {
-        self.gate.pump(&self.queue, |runnable| self.admit(runnable), |notice| self.notice(notice));
-    }
-
-    /// Hands a command that has a permit to the executor. False if it was cancelled meanwhile: it needs none.
-    fn admit(&self, runnable: Runnable) -> bool {
-        let life = &runnable.metadata().life;
-        if life.end().is_some() {
-            drop(runnable);
-            return false;
-        }
-        life.admit();
-        runnable.schedule();
-        true
-    }
-
-    fn notice(&self, notice: Notice) {
-        match notice {
-            Notice::Relieved => self.observe(|| Transition::Idle { lane_id: Arc::clone(&self.id) }),
-            Notice::Idle => {
-                if let Some(queue) = self.context.get().and_then(|context| context.queue.upgrade()) {
-                    queue.notice_idle();
+    /// Counts a new command, making room for it if the lane's overflow says so.
+    fn count(
+        &self,
+        settings: &Settings,
+        way: Count,
+        bytes: Option<(usize, usize)>,
+        priority: Priority,
+    ) -> Result<Submitted> {
+        loop {
+            if let Some((bytes, limit)) = bytes
+                && !self.take_bytes(bytes, limit)
+            {
+                if self.shed(settings.config.overflow, priority) {
+                    continue;
+                }
+                return Err(self.full(format!("waiting commands may hold {limit} bytes")));
+            }
+            let submitted = match way {
+                Count::Plain => self.count_in(settings, true),
+                Count::Placed | Count::Keyed => self.count_in(settings, false),
+                Count::Apart => self.count_apart(settings),
+            };
+            if let (Submitted::Closed | Submitted::Full, Some((bytes, _))) = (submitted, bytes) {
+                self.give_bytes(bytes);
+            }
+            match submitted {
+                Submitted::Admitted | Submitted::Queued => return Ok(submitted),
+                Submitted::Closed => return Err(LaneError::ShutdownInProgress),
+                Submitted::Full if self.shed(settings.config.overflow, priority) => {}
+                Submitted::Full => {
+                    let limit = settings.config.capacity.unwrap_or(crate::limit::gate::WAITING_MAX as usize);
+                    return Err(self.full(format!("{limit} commands may wait")));
                 }
             }
         }
     }
-}
 
-/// The commands that wait. Made for the first one: a lane that never fills costs little, and there may be many lanes.
-#[derive(Default)]
-struct LaneQueue(OnceLock<Box<SegQueue<Runnable>>>);
-
-impl Waiting<Runnable> for LaneQueue {
-    fn push(&self, runnable: Runnable) {
-        self.0.get_or_init(Box::default).push(runnable);
-    }
-
-    fn pop(&self) -> Option<Runnable> {
-        self.0.get()?.pop()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.get().is_none_or(|queue| queue.is_empty())
+    fn check_options(&self, settings: &Settings, options: &SubmitOptions) -> Result<()> {
+        let refused = |what: String| Err(LaneError::QueueError(format!("lane {:?}: {what}", self.id)));
+        let (best, worst) = settings.config.priority_bounds.unwrap_or((self.priority, self.priority));
+        if let Some(priority) = options.priority
+            && !(best..=worst).contains(&priority)
+        {
+            return refused(format!("priority {priority} is not allowed: use {best} to {worst}"));
+        }
+        if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return refused("a timeout of zero would end every attempt at once: use more, or none".into());
+        }
+        Ok(())
     }
 }

@@ -7,8 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::command::{Command, TypedCommand};
-use super::command_queue::{CommandQueue, DrainReport, QueueStats};
-use super::lane::{Lane, Rejected};
+use super::command_queue::{CommandQueue, DrainReport, QueueStats, RequeueReport};
+use super::config::LaneConfig;
+use super::dead_letter::{DeadLetter, DeadLetterQueue};
+use super::lane::{JsonSubmission, Lane, Rejected};
+use super::options::SubmitOptions;
+use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
 use crate::error::Result;
 use crate::event::{EventStream, LaneEvent};
@@ -52,11 +56,7 @@ impl QueueManager {
     /// # Errors
     ///
     /// As [`CommandQueue::submit`].
-    pub fn try_submit(
-        &self,
-        lane_id: &str,
-        command: Box<dyn Command>,
-    ) -> Result<Ticket<serde_json::Value>, Rejected<Box<dyn Command>>> {
+    pub fn try_submit(&self, lane_id: &str, command: Box<dyn Command>) -> JsonSubmission {
         self.queue.try_submit(lane_id, command)
     }
 
@@ -88,6 +88,29 @@ impl QueueManager {
         self.queue.submit_fn(lane_id, command_type, make)
     }
 
+    /// [`QueueManager::submit`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_with`].
+    pub async fn submit_with(
+        &self,
+        lane_id: &str,
+        command: Box<dyn Command>,
+        options: SubmitOptions,
+    ) -> Result<Ticket<serde_json::Value>> {
+        self.queue.submit_with(lane_id, command, options).await
+    }
+
+    /// Accepts commands in their order, each on its own; see [`CommandQueue::submit_many`].
+    pub fn submit_many(
+        &self,
+        lane_id: &str,
+        commands: impl IntoIterator<Item = Box<dyn Command>>,
+    ) -> Vec<JsonSubmission> {
+        self.queue.submit_many(lane_id, commands)
+    }
+
     /// The lane of this id.
     #[must_use]
     pub fn lane(&self, lane_id: &str) -> Option<Lane> {
@@ -110,6 +133,26 @@ impl QueueManager {
     /// [`LaneError::LaneNotFound`](crate::LaneError::LaneNotFound).
     pub fn resume(&self, lane_id: &str) -> Result<()> {
         self.queue.resume(lane_id)
+    }
+
+    /// Changes a lane's settings while it runs; see [`Lane::update`].
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::update_lane`].
+    pub fn update_lane(&self, lane_id: &str, change: impl FnOnce(&mut LaneConfig)) -> Result<()> {
+        self.queue.update_lane(lane_id, change)
+    }
+
+    /// The queue's dead letters; none without a dead letter queue.
+    #[must_use]
+    pub fn dlq(&self) -> Option<&DeadLetterQueue> {
+        self.queue.dlq()
+    }
+
+    /// Submits the commands of dead letters again; see [`CommandQueue::requeue_dead_letters`].
+    pub fn requeue_dead_letters(&self, wanted: impl FnMut(&DeadLetter) -> bool) -> RequeueReport {
+        self.queue.requeue_dead_letters(wanted)
     }
 
     /// The queue's numbers. Async as in a3s-lane; never waits.
@@ -150,6 +193,11 @@ impl QueueManager {
     /// [`LaneError::DrainTimeout`](crate::LaneError::DrainTimeout) with what is left.
     pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
         self.queue.drain(limit).await
+    }
+
+    /// Shuts down in phases: stop intake, drain, cancel, give back; see [`CommandQueue::stop`].
+    pub async fn stop(&self, stop: Stop) -> StopReport {
+        self.queue.stop(stop).await
     }
 
     /// Whether [`QueueManager::shutdown`] was called.

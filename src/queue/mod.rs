@@ -3,30 +3,55 @@
 //! | file | stage |
 //! |---|---|
 //! | `manager`, `command_queue` | submit: find the lane |
-//! | `lane` | admit: through the gate, now or when a permit comes back |
+//! | `lane`, `options`, `extra` | submit: what is asked, whether there is room, the command's task |
+//! | `admission` | admit: from the line to a run queue, when there is a permit and the rate allows it |
+//! | `line`, `keys`, `nested`, `alarm` | who is next, behind whom, on whose permit, until when |
 //! | (executor) | dispatch: by priority |
-//! | `attempt` | one execution, with its deadline and panics |
-//! | `settle` | what the outcome means; permit, event, result |
+//! | `attempt`, `context` | one execution, with its deadline and panics, and what it sees of itself |
+//! | `settle` | what the outcome means; retry, event, dead letter, permit, result |
 //! | `ticket` | the submitter's side |
+//!
+//! Beside that way: `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
+//! `priority_queue` are for hosts that run their work themselves.
 
+mod acquire;
+mod admission;
+mod alarm;
 mod ambient;
 mod attempt;
 mod builder;
 mod command;
 mod command_queue;
 mod config;
+mod context;
+mod dead_letter;
+mod extra;
+pub(crate) mod keys;
 mod lane;
+mod line;
 mod manager;
+pub(crate) mod nested;
+mod options;
+mod priority_queue;
+mod rate;
 mod settle;
+mod stop;
 mod ticket;
 
+pub use acquire::{Acquire, Permit};
 pub(crate) use ambient::Ambient;
 pub use builder::QueueManagerBuilder;
 pub use command::{Command, JsonCommand, TypedCommand};
-pub use command_queue::{CommandQueue, DrainReport, QueueStats};
-pub use config::LaneConfig;
-pub use lane::{Lane, LaneStatus, Rejected};
+pub use command_queue::{CommandQueue, DrainReport, QueueStats, RequeueReport};
+pub use config::{LaneConfig, Overflow};
+pub use context::{CancelToken, CommandContext, is_cancelled};
+pub use dead_letter::{AttemptError, DeadLetter, DeadLetterQueue, DeadLetterReason};
+pub use keys::Key;
+pub use lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 pub use manager::QueueManager;
+pub use options::SubmitOptions;
+pub use priority_queue::{PriorityItem, PriorityQueue};
+pub use stop::{Stop, StopReport};
 pub use ticket::{Ticket, TicketError};
 
 /// Names a lane.

@@ -1,133 +1,590 @@
 //! What becomes of a command after its attempt: decided in one pure function, applied in one place, exactly once.
 
 use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use super::attempt::{Attempt, Outcome};
+use chrono::TimeDelta;
+
+use super::admission::LaneCore;
+use super::attempt::{Attempt, Limits, Outcome};
 use super::command::Job;
-use super::lane::LaneCore;
+use super::context::Running;
+use super::dead_letter::{DeadLetter, DeadLetterReason};
+use super::extra::{Extra, Past, Span};
+use crate::clock::{Tick, wall_now};
 use crate::error::{LaneError, Result};
 use crate::event::{CommandInfo, Transition};
-use crate::executor::TaskRef;
 use crate::executor::life::End;
+use crate::executor::{Handle, Sleep, TaskRef, discard_panic, panic_message};
 use crate::id::CommandId;
+use crate::policy::retry::{FailedAttempt, Retry};
 
 /// The fate of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Complete,
+    /// Tried again after this time.
+    Retry(Duration),
     Fail,
     Panic,
     TimeOut,
+    Expire,
     Cancel,
+    Shed,
 }
 
-/// How an attempt ended, without its value; `None` is a future that was dropped before its end.
+/// How an attempt ended, without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     Ok,
     Error,
     Panicked,
     TimedOut,
+    Stopped,
 }
 
-/// Decides. `earlier` is how the task had ended before its attempt did, as its handle or the watch said; what was said
-/// first holds, whatever the attempt brought.
-pub(super) const fn decide(attempt: Option<Ended>, earlier: Option<End>) -> Fate {
+/// Decides. `attempt` is none for a command that was dropped. `earlier` is how the task had ended before its attempt did, as
+/// its handle, a timer or its lane said; what was said first holds, whatever the attempt brought. `retry` is what the lane's
+/// policy says of a failure.
+pub(super) const fn decide(
+    attempt: Option<Ended>,
+    earlier: Option<End>,
+    started: bool,
+    retry: Option<Duration>,
+) -> Fate {
     match (earlier, attempt) {
         (Some(End::Cancelled), _) => Fate::Cancel,
-        (Some(End::Expired), _) => Fate::TimeOut,
+        (Some(End::Expired), _) if started => Fate::TimeOut,
+        (Some(End::Expired), _) => Fate::Expire,
+        (Some(End::Shed), _) => Fate::Shed,
         (_, Some(Ended::Ok)) => Fate::Complete,
-        (_, Some(Ended::Error)) => Fate::Fail,
-        (_, Some(Ended::Panicked)) => Fate::Panic,
-        (_, Some(Ended::TimedOut)) => Fate::TimeOut,
-        (_, None) => Fate::Cancel,
+        (_, None | Some(Ended::Stopped)) => Fate::Cancel,
+        (_, Some(failed)) => match (retry, failed) {
+            (Some(after), _) => Fate::Retry(after),
+            (None, Ended::Panicked) => Fate::Panic,
+            (None, Ended::TimedOut) => Fate::TimeOut,
+            (None, _) => Fate::Fail,
+        },
     }
 }
 
 /// Runs a command from its first poll to its end.
-pub(super) async fn run<J: Job>(mut command: Accepted<J>) -> Result<J::Output> {
-    command.start();
-    let Accepted { job, lane, task, .. } = &mut command;
-    let outcome = Attempt::new(job.attempt(), *task, lane.ambient(), lane.config.default_timeout).await;
-    command.settle(outcome)
+///
+/// This is the larger part of every command's memory. So what only some need is boxed, and the command is not moved: an
+/// `async fn` would keep its argument twice.
+#[allow(clippy::manual_async_fn, reason = "see above")]
+pub(super) fn run<J: Job>(mut command: Accepted<J>) -> impl Future<Output = Result<J::Output>> + Send {
+    async move {
+        if command.place == Whereabouts::Apart {
+            let start_at = command.extra.as_ref().map_or(Tick::NEVER, |extra| extra.start_at);
+            Box::pin(command.return_at(start_at, true)).await;
+        }
+        loop {
+            let due = {
+                let outcome = command.attempt().await;
+                match command.settle(outcome) {
+                    Ok(result) => return result,
+                    Err(due) => due,
+                }
+            };
+            Box::pin(command.return_at(due, false)).await;
+        }
+    }
+}
+
+/// Where a command is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// In its lane's line, or admitted from there and not running yet.
+    Line,
+    /// Past its line.
+    Running,
+    /// Waiting for its time, without a permit.
+    Apart,
 }
 
 /// A command that was accepted. Whatever happens to it (its end, a panic, or being dropped), it settles once.
 pub(super) struct Accepted<J: Job> {
-    job: J,
+    /// None once it was taken for a dead letter.
+    job: Option<J>,
     id: CommandId,
     lane: Arc<LaneCore>,
     task: TaskRef,
+    attempt: u32,
+    place: Whereabouts,
     settled: bool,
+    /// None for a plain command.
+    extra: Option<Box<Extra>>,
 }
 
 impl<J: Job> Accepted<J> {
-    pub(super) fn new(job: J, id: CommandId, lane: Arc<LaneCore>, task: TaskRef) -> Self {
-        Self { job, id, lane, task, settled: false }
+    pub(super) fn new(
+        job: J,
+        id: CommandId,
+        lane: Arc<LaneCore>,
+        task: TaskRef,
+        place: Whereabouts,
+        extra: Option<Box<Extra>>,
+    ) -> Self {
+        Self { job: Some(job), id, lane, task, attempt: 0, place, settled: false, extra }
     }
 
-    fn start(&self) {
-        self.task.meta().life.start();
+    /// Waits for a time without a permit, then to be admitted; or until the command is ended.
+    async fn return_at(&mut self, due: Tick, first: bool) {
+        self.stay_apart(due).await;
+        self.come_in(first).await;
+    }
+
+    /// Waits for a time without a permit, or until the command is ended.
+    async fn stay_apart(&mut self, due: Tick) {
+        let shared = self.task.meta().shared;
+        let drain = self.extra.as_ref().and_then(|extra| extra.drain_timeout());
+        let latest = self.total_deadline();
+        let sleep = Sleep::until(shared, due.min(latest));
+        Apart { sleep, task: self.task, lane: &self.lane, drain }.await;
+        if latest <= due && shared.clock.now() >= latest {
+            let _ended = self.task.meta().life.try_end(End::Expired);
+        }
+    }
+
+    fn total_deadline(&self) -> Tick {
+        self.extra.as_ref().map_or(Tick::NEVER, |extra| extra.total_deadline)
+    }
+
+    /// Comes to its place in the line and waits to be admitted, or until it is ended.
+    async fn come_in(&mut self, first: bool) {
+        let mut waits = false;
+        // The first time there is an alarm for it.
+        let latest = if first { Tick::NEVER } else { self.total_deadline() };
+        let mut late = (latest != Tick::NEVER).then(|| Sleep::until(self.task.meta().shared, latest));
+        std::future::poll_fn(|cx| {
+            let life = &self.task.meta().life;
+            if !waits {
+                if life.end().is_some() {
+                    return Poll::Ready(());
+                }
+                let handle = Handle::of_running(self.task, cx.waker());
+                waits = true;
+                self.place = Whereabouts::Line;
+                let (key, place, cost) = match &self.extra {
+                    None => (None, None, 1),
+                    Some(extra) => {
+                        let settings = self.lane.settings.load();
+                        if let Some(alarm) = self.lane.alarm_of(&settings, extra).filter(|_| first) {
+                            self.lane.set_alarm(&handle, alarm);
+                        }
+                        (extra.key.as_ref(), Some(extra.place(&self.lane, self.attempt)), extra.cost)
+                    }
+                };
+                if self.lane.come_in(&handle, key, place, cost) {
+                    return Poll::Ready(());
+                }
+            }
+            if life.is_admitted() {
+                return Poll::Ready(());
+            }
+            if self.lane.is_cancelling() {
+                // The line may have been cleared just before this joined it.
+                let _ended = life.try_end(End::Cancelled);
+            }
+            if late.as_mut().is_some_and(|late| Pin::new(late).poll(cx).is_ready()) {
+                let _ended = life.try_end(End::Expired);
+            }
+            if life.end().is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// The next attempt; if the command has ended, one that is stopped from the beginning.
+    fn attempt(&mut self) -> Attempt<'_, impl Future<Output = Result<J::Output>> + Send> {
+        let terms = self.begin();
+        let Self { job, lane, task, .. } = self;
+        // One that has ended is not asked for its future.
+        let future = if terms.is_some() { job.as_mut().map(Job::attempt) } else { None };
+        Attempt::new(future, *task, lane, terms)
+    }
+
+    /// Begins the next attempt; none if the command has ended.
+    fn begin(&mut self) -> Option<(Running, Limits)> {
+        let meta = self.task.meta();
+        if meta.life.is_admitted() {
+            self.place = Whereabouts::Running;
+        }
+        if self.lane.is_cancelling() {
+            let _ended = meta.life.try_end(End::Cancelled);
+        }
+        let now = || meta.shared.clock.now();
+        if self.attempt == 0
+            && let Some(extra) = &mut self.extra
+        {
+            self.lane.give_bytes(std::mem::take(&mut extra.bytes));
+            let latest = extra.latest_start;
+            if latest != Tick::NEVER && now() >= latest {
+                let _ended = meta.life.end_unstarted(End::Expired);
+            }
+        }
+        if !meta.life.start() {
+            return None;
+        }
+        if self.attempt == 0 {
+            meta.alarm_off();
+        }
+        self.attempt = self.attempt.saturating_add(1);
         self.lane.observe(|| Transition::Started(self.info()));
+        if self.extra.is_none() && self.lane.is_plain() {
+            return Some((Running::new(self.task, self.id, self.attempt, Tick::NEVER), Limits::NONE));
+        }
+        let settings = self.lane.settings.load();
+        let config = &settings.config;
+        let extra = self.extra.as_ref();
+        let timeout = extra.and_then(|extra| extra.timeout()).or(config.default_timeout);
+        let total_deadline = extra.map_or(Tick::NEVER, |extra| extra.total_deadline);
+        let deadline = timeout.map_or(Tick::NEVER, |timeout| now().plus(timeout)).min(total_deadline);
+        let may_retry = self.can_run_again() && config.retry_policy.may_retry(self.attempt);
+        let is_last = deadline == total_deadline || !may_retry;
+        let drain_timeout = Span::of(extra.and_then(|extra| extra.drain_timeout()).or(config.drain_timeout));
+        let running = Running::new(self.task, self.id, self.attempt, total_deadline);
+        Some((running, Limits { deadline, is_last, drain_timeout }))
     }
 
-    /// Applies what was decided: event, permit, result. The permit is back before the submitter sees the result.
-    fn settle(&mut self, outcome: Outcome<J::Output>) -> Result<J::Output> {
-        let (ended, result) = match outcome {
+    /// Applies what was decided: event, dead letter, permit, result. The permit is back before the submitter sees the result.
+    /// The error is when to try again.
+    fn settle(&mut self, outcome: Outcome<J::Output>) -> Result<Result<J::Output>, Tick> {
+        match outcome {
+            // The way of most commands; `decide` says the same.
+            Outcome::Returned(Ok(value))
+                if self.extra.is_none() && self.task.meta().life.try_end(End::Done).is_ok() =>
+            {
+                self.settled = true;
+                self.lane.observe(|| Transition::Completed(self.info()));
+                if self.task.meta().life.is_admitted() {
+                    self.lane.release();
+                }
+                Ok(Ok(value))
+            }
+            outcome => self.settle_otherwise(outcome),
+        }
+    }
+
+    fn settle_otherwise(&mut self, outcome: Outcome<J::Output>) -> Result<Result<J::Output>, Tick> {
+        let (ended, mut result) = match outcome {
             Outcome::Returned(Ok(value)) => (Ended::Ok, Ok(value)),
             Outcome::Returned(Err(error)) => (Ended::Error, Err(error)),
             Outcome::Panicked(message) => (Ended::Panicked, Err(LaneError::Panicked(message))),
             Outcome::TimedOut => (Ended::TimedOut, Err(self.timed_out())),
+            Outcome::Stopped => (Ended::Stopped, Err(LaneError::Cancelled { started: self.has_started() })),
         };
-        let earlier = self.task.meta().life.try_end(End::Done).err();
-        let fate = decide(Some(ended), earlier);
+        let life = &self.task.meta().life;
+        let mut discard = false;
+        let mut retry = None;
+        if let Err(error) = &result
+            && !matches!(ended, Ended::Stopped)
+            && life.end().is_none()
+        {
+            match self.ask_policy(error) {
+                Ok(Retry::Now) => retry = Some(Duration::ZERO),
+                Ok(Retry::After(after)) => retry = Some(after),
+                Ok(Retry::Fail) => {}
+                Ok(Retry::Discard) => discard = true,
+                Err(message) => result = Err(LaneError::Panicked(message)),
+            }
+        }
+        if let (Some(after), Err(error)) = (retry, &result)
+            && let Fate::Retry(after) = decide(Some(ended), life.end(), true, Some(after))
+            && let Some(due) = self.can_retry(after)
+        {
+            return Err(self.back_off(due, after, error));
+        }
+        let earlier = life.try_end(End::Done).err();
+        let fate = decide(Some(ended), earlier, self.has_started(), None);
         let result = match fate {
-            Fate::Complete | Fate::Fail | Fate::Panic => result,
+            Fate::Complete | Fate::Fail | Fate::Panic | Fate::Retry(_) => result,
             Fate::TimeOut => Err(self.timed_out()),
-            Fate::Cancel => Err(LaneError::Cancelled),
+            Fate::Expire => Err(self.expired()),
+            Fate::Cancel => Err(LaneError::Cancelled { started: self.has_started() }),
+            Fate::Shed => Err(LaneError::Shed),
         };
-        self.apply(fate, result.as_ref().err());
-        result
+        self.apply(fate, result.as_ref().err(), discard);
+        Ok(result)
     }
 
-    fn apply(&mut self, fate: Fate, error: Option<&LaneError>) {
-        self.settled = true;
-        self.lane.observe(|| {
-            let command = self.info();
-            match fate {
-                Fate::Complete => Transition::Completed(command),
-                Fate::Fail | Fate::Panic => {
-                    let error = error.map(ToString::to_string).unwrap_or_default();
-                    Transition::Failed { command, error: error.into() }
-                }
-                Fate::TimeOut => Transition::TimedOut { command, timeout: self.timeout() },
-                Fate::Cancel => Transition::Cancelled(command),
-            }
+    /// What the lane's policy says of a failure; the error is what a custom strategy panicked with.
+    fn ask_policy(&self, error: &LaneError) -> Result<Retry, String> {
+        let settings = self.lane.settings.load();
+        let policy = &settings.config.retry_policy;
+        let (Some(extra), true) = (&self.extra, self.can_run_again() && !policy.is_none()) else {
+            return Ok(Retry::Fail);
+        };
+        let elapsed = self.lane.now().since(extra.accepted_at);
+        let failed = FailedAttempt::new(error, self.attempt, elapsed, extra.previous_delay());
+        catch_unwind(AssertUnwindSafe(|| policy.decide(&failed, self.lane.next_random()))).map_err(|payload| {
+            let message = panic_message(payload.as_ref()).to_owned();
+            discard_panic(payload);
+            message
+        })
+    }
+
+    fn can_run_again(&self) -> bool {
+        self.job.as_ref().is_some_and(Job::can_run_again)
+    }
+
+    /// When the next attempt may begin, if the command has the time and its lane the budget.
+    fn can_retry(&self, after: Duration) -> Option<Tick> {
+        let extra = self.extra.as_ref()?;
+        let due = self.lane.now().plus(after);
+        (due < extra.total_deadline && self.lane.settings.load().config.retry_policy.withdraw()).then_some(due)
+    }
+
+    /// Gives everything up that others may need meanwhile.
+    fn back_off(&mut self, due: Tick, after: Duration, error: &LaneError) -> Tick {
+        if let Some(extra) = &mut self.extra {
+            let past = extra.past();
+            past.previous_delay = after;
+            past.errors.record(self.attempt, error, wall_now());
+        }
+        let attempt = self.attempt;
+        self.lane.observe(|| Transition::Retrying {
+            command: self.info(),
+            attempt,
+            error: error.to_string().into(),
+            delay: after,
         });
-        if self.task.meta().life.is_admitted() {
+        self.place = Whereabouts::Apart;
+        // Counted apart before its permit is back: never as neither.
+        self.lane.step_apart();
+        self.give_back();
+        due
+    }
+
+    /// Gives back what it holds of its lane.
+    fn give_back(&self) {
+        let life = &self.task.meta().life;
+        if life.give_up_key()
+            && let Some(key) = self.extra.as_ref().and_then(|extra| extra.key.as_ref())
+        {
+            self.lane.leave_key(key);
+        }
+        if life.give_up_permit() {
             self.lane.release();
         }
     }
 
-    fn info(&self) -> CommandInfo {
-        CommandInfo::new(&self.lane.id, self.id, self.job.command_type())
+    fn apply(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) {
+        self.settled = true;
+        self.task.meta().alarm_off();
+        // A command's type and destructor are others' code: what it holds of its lane comes back all the same.
+        let told = catch_unwind(AssertUnwindSafe(|| self.tell(fate, error, discard)));
+        if let Err(payload) = told {
+            tracing::error!(panic = panic_message(payload.as_ref()), "a dead letter was lost: its command panicked");
+            discard_panic(payload);
+        }
+        match self.place {
+            Whereabouts::Apart => {
+                self.lane.step_in();
+                self.lane.make_room();
+            }
+            // Never admitted: what stands in the line is dead.
+            Whereabouts::Line if !self.task.meta().life.is_admitted() => {
+                if self.task.meta().life.end() == Some(End::Shed) {
+                    self.lane.has_left();
+                }
+                self.lane.bury(1);
+            }
+            Whereabouts::Line | Whereabouts::Running => {}
+        }
+        if let Some(extra) = &mut self.extra {
+            self.lane.give_bytes(std::mem::take(&mut extra.bytes));
+        }
+        self.give_back();
     }
 
-    fn timeout(&self) -> std::time::Duration {
-        self.lane.config.default_timeout.unwrap_or_default()
+    /// Tells others what became of the command: event, dead letter.
+    fn tell(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) {
+        let started = self.has_started();
+        self.lane.observe(|| {
+            let command = self.info();
+            match fate {
+                Fate::Complete => Transition::Completed(command),
+                Fate::Fail | Fate::Panic | Fate::Retry(_) => {
+                    let error = error.map(ToString::to_string).unwrap_or_default();
+                    Transition::Failed { command, error: error.into() }
+                }
+                Fate::TimeOut => Transition::TimedOut { command, timeout: self.limit() },
+                Fate::Expire => Transition::Expired { command, waited: self.wait_limit() },
+                Fate::Cancel => Transition::Cancelled { command, started },
+                Fate::Shed => Transition::Shed(command),
+            }
+        });
+        let reason = match fate {
+            Fate::Complete => {
+                // Where there is a policy, no command is plain.
+                if self.extra.is_some() {
+                    self.lane.settings.load().config.retry_policy.deposit();
+                }
+                None
+            }
+            Fate::Fail | Fate::Retry(_) => Some(DeadLetterReason::Failed),
+            Fate::Panic => Some(DeadLetterReason::Panicked),
+            Fate::TimeOut => Some(DeadLetterReason::TimedOut),
+            Fate::Expire => Some(DeadLetterReason::Expired),
+            Fate::Shed => Some(DeadLetterReason::Shed),
+            Fate::Cancel => (!started && self.lane.is_stopping()).then_some(DeadLetterReason::GivenBack),
+        };
+        if fate == Fate::Cancel {
+            self.lane.count_cancelled();
+        }
+        if let Some(reason) = reason
+            && !discard
+        {
+            // Drops others' values: of a command that can not be replayed, of a letter that is evicted.
+            let written = catch_unwind(AssertUnwindSafe(|| self.write_letter(reason, error)));
+            if let Err(payload) = written {
+                tracing::error!(panic = panic_message(payload.as_ref()), "a destructor panicked; contained");
+                discard_panic(payload);
+            }
+        }
+    }
+
+    /// Hands the command over to the dead letters, or back to who stops the queue.
+    fn write_letter(&mut self, reason: DeadLetterReason, error: Option<&LaneError>) {
+        let given_back = reason == DeadLetterReason::GivenBack;
+        if !given_back && self.lane.dead_letters().is_none() {
+            return;
+        }
+        let info = self.info();
+        let Some(job) = self.job.take() else { return };
+        // Others' code.
+        let payload = contained(|| job.payload());
+        let error = error.map_or_else(|| self.error_of(reason), ToString::to_string);
+        let mut letter = DeadLetter::new(&*info.command_type, &*self.lane.id, error);
+        letter.command_id = self.id;
+        letter.attempts = self.attempt;
+        letter.payload = payload;
+        letter.reason = reason;
+        letter.replay = contained(|| job.into_replay());
+        letter.errors = Vec::new();
+        if let Some(extra) = &mut self.extra {
+            let Past { mut errors, tags, .. } = std::mem::take(extra.past());
+            if self.attempt > 0 {
+                errors.push(self.attempt, letter.error.clone(), letter.failed_at);
+            }
+            (letter.errors, letter.errors_dropped) = errors.into_parts();
+            let age = self.lane.now().since(extra.accepted_at);
+            letter.accepted_at = TimeDelta::from_std(age).map_or(letter.failed_at, |age| letter.failed_at - age);
+            letter.replays = extra.replays;
+            letter.tags = tags.iter().map(|tag| tag.to_string()).collect();
+        }
+        if given_back {
+            return self.lane.give_back_unstarted(letter);
+        }
+        let Some(letters) = self.lane.dead_letters() else { return };
+        let evicted = letters.store(letter);
+        self.lane.observe(|| Transition::DeadLettered { command: info, attempts: self.attempt });
+        if let Some(evicted) = evicted {
+            self.lane.observe(|| Transition::DeadLetterEvicted {
+                command: CommandInfo::new(&self.lane.id, evicted.command_id, &evicted.command_type),
+            });
+        }
+    }
+
+    fn error_of(&self, reason: DeadLetterReason) -> String {
+        match reason {
+            DeadLetterReason::Expired => self.expired(),
+            DeadLetterReason::TimedOut => self.timed_out(),
+            DeadLetterReason::Shed => LaneError::Shed,
+            _ => LaneError::Cancelled { started: self.has_started() },
+        }
+        .to_string()
+    }
+
+    fn has_started(&self) -> bool {
+        self.task.meta().life.has_started()
+    }
+
+    fn info(&self) -> CommandInfo {
+        let command_type = self.job.as_ref().map_or("", Job::command_type);
+        CommandInfo::new(&self.lane.id, self.id, command_type)
+    }
+
+    /// The time that the command had, to run.
+    fn limit(&self) -> Duration {
+        let settings = self.lane.settings.load();
+        limit(self.extra.as_deref(), settings.config.default_timeout)
+    }
+
+    /// The time that it had to wait.
+    fn wait_limit(&self) -> Duration {
+        self.extra.as_deref().and_then(Extra::wait_limit).unwrap_or_default()
     }
 
     fn timed_out(&self) -> LaneError {
-        LaneError::Timeout(self.timeout())
+        LaneError::Timeout(self.limit())
+    }
+
+    fn expired(&self) -> LaneError {
+        LaneError::Expired { waited: self.wait_limit() }
+    }
+}
+
+/// What others' code gives; none if it panics.
+fn contained<T>(code: impl FnOnce() -> Option<T>) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
+        discard_panic(panic);
+        None
+    })
+}
+
+/// The shorter of the limits to one attempt and to the whole.
+pub(super) fn limit(extra: Option<&Extra>, default_timeout: Option<Duration>) -> Duration {
+    let attempt = extra.and_then(Extra::timeout).or(default_timeout);
+    let total = extra.and_then(Extra::total_limit);
+    [attempt, total].into_iter().flatten().min().unwrap_or_default()
+}
+
+/// Waits until a time; less if the command is ended.
+struct Apart<'a> {
+    sleep: Sleep,
+    task: TaskRef,
+    lane: &'a LaneCore,
+    drain: Option<Duration>,
+}
+
+impl Future for Apart<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let task = self.task;
+        let meta = task.meta();
+        if self.lane.is_stopping() {
+            let drain = self.drain.or(self.lane.settings.load().config.drain_timeout);
+            let drained = self.lane.drain_deadline(drain);
+            let shared = meta.shared;
+            if shared.clock.now() >= drained {
+                let _ended = meta.life.try_end(End::Cancelled);
+            } else if drained < self.sleep.deadline() {
+                // Woken then, it finds that its time is up.
+                self.sleep = Sleep::until(shared, drained);
+            }
+        }
+        if meta.life.end().is_some() {
+            return Poll::Ready(());
+        }
+        Pin::new(&mut self.sleep).poll(cx)
     }
 }
 
 impl<J: Job> Drop for Accepted<J> {
-    /// Dropped before its end: cancelled, or its executor was closed.
+    /// Dropped before its end: cancelled, expired, shed, or its executor was closed.
     fn drop(&mut self) {
         if !self.settled {
-            self.apply(decide(None, self.task.meta().life.end()), None);
+            // Ends it, so that whoever finds it in a line leaves it there.
+            let earlier = self.task.meta().life.try_end(End::Done).err();
+            self.apply(decide(None, earlier, self.has_started(), None), None, false);
         }
     }
 }
@@ -142,25 +599,37 @@ impl<J: Job> fmt::Debug for Accepted<J> {
 mod tests {
     use super::*;
 
+    const ATTEMPTS: [Option<Ended>; 6] =
+        [None, Some(Ended::Ok), Some(Ended::Error), Some(Ended::Panicked), Some(Ended::TimedOut), Some(Ended::Stopped)];
+
     #[test]
     fn what_was_said_first_holds() {
-        for attempt in [None, Some(Ended::Ok), Some(Ended::Error), Some(Ended::Panicked), Some(Ended::TimedOut)] {
-            assert_eq!(decide(attempt, Some(End::Cancelled)), Fate::Cancel);
-            assert_eq!(decide(attempt, Some(End::Expired)), Fate::TimeOut);
+        let soon = Some(Duration::from_millis(1));
+        for attempt in ATTEMPTS {
+            for retry in [None, soon] {
+                assert_eq!(decide(attempt, Some(End::Cancelled), true, retry), Fate::Cancel);
+                assert_eq!(decide(attempt, Some(End::Expired), true, retry), Fate::TimeOut);
+                assert_eq!(decide(attempt, Some(End::Expired), false, retry), Fate::Expire);
+                assert_eq!(decide(attempt, Some(End::Shed), false, retry), Fate::Shed);
+            }
         }
     }
 
     #[test]
     fn an_attempt_that_nobody_preceded_decides() {
-        let table = [
-            (Some(Ended::Ok), Fate::Complete),
-            (Some(Ended::Error), Fate::Fail),
-            (Some(Ended::Panicked), Fate::Panic),
-            (Some(Ended::TimedOut), Fate::TimeOut),
-            (None, Fate::Cancel),
-        ];
-        for (attempt, fate) in table {
-            assert_eq!(decide(attempt, None), fate);
+        let fates = [Fate::Cancel, Fate::Complete, Fate::Fail, Fate::Panic, Fate::TimeOut, Fate::Cancel];
+        for (attempt, fate) in ATTEMPTS.into_iter().zip(fates) {
+            assert_eq!(decide(attempt, None, true, None), fate);
+        }
+    }
+
+    #[test]
+    fn only_a_failure_is_retried() {
+        let soon = Duration::from_millis(1);
+        for attempt in ATTEMPTS {
+            let failed = matches!(attempt, Some(Ended::Error | Ended::Panicked | Ended::TimedOut));
+            let retried = decide(attempt, None, true, Some(soon)) == Fate::Retry(soon);
+            assert_eq!(retried, failed, "{attempt:?}");
         }
     }
 }

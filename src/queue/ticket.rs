@@ -3,11 +3,16 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use thiserror::Error;
 
+use super::admission::{LaneCore, Settings};
+use super::context::Wait;
+use super::extra::{Extra, Span};
+use super::keys::Queued;
+use super::{Priority, context, settle};
 use crate::error::{LaneError, Result};
 use crate::executor::life::End;
 use crate::executor::{Task, TaskError, panic_message};
@@ -20,14 +25,61 @@ use crate::id::CommandId;
 #[must_use = "dropping a ticket detaches the command; await it for the result"]
 pub struct Ticket<T> {
     id: CommandId,
-    timeout: Option<Duration>,
+    limits: Limits,
     state: State<T>,
+    /// How to reach a command that had to wait when it was accepted.
+    way: Option<Way>,
+    /// The command that awaits this, if it is one.
+    wait: Option<Wait>,
+}
+
+/// By when a command ends although its future does not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    running: Span,
+    waiting: Span,
+}
+
+impl Limits {
+    pub(super) const NONE: Self = Self { running: Span::NONE, waiting: Span::NONE };
+
+    pub(super) fn of(settings: &Settings, extra: Option<&Extra>) -> Self {
+        let timeout = settings.config.default_timeout;
+        let limit = settle::limit(extra, timeout);
+        Self {
+            running: Span::of((!limit.is_zero()).then_some(limit)),
+            waiting: Span::of(extra.and_then(Extra::wait_limit)),
+        }
+    }
+
+    pub(super) fn any(self) -> bool {
+        self.running.get().is_some() || self.waiting.get().is_some()
+    }
+}
+
+/// The way to a command that waits.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) lane: Arc<LaneCore>,
+    pub(super) queued: Queued,
+    /// The best priority of those who wait for it.
+    pub(super) lifted: Option<Priority>,
+}
+
+impl Way {
+    /// The command that is being polled waits for this one: it goes before all that nobody waits for.
+    fn lift(&mut self, priority: Priority) {
+        if self.lifted.is_none_or(|lifted| priority < lifted) {
+            self.lifted = Some(priority);
+            self.lane.lift(&self.queued, priority);
+        }
+    }
 }
 
 enum State<T> {
     Accepted(Task<Result<T>>),
     /// It ended without its task, or never had one.
-    Ended(Option<LaneError>),
+    Ended(Option<Box<LaneError>>),
 }
 
 /// There is no result and never will be: the command was dropped before it settled (its executor was closed, or its queue
@@ -39,13 +91,19 @@ enum State<T> {
 pub struct TicketError;
 
 impl<T> Ticket<T> {
-    pub(super) fn new(id: CommandId, timeout: Option<Duration>, task: Task<Result<T>>) -> Self {
-        Self { id, timeout, state: State::Accepted(task) }
+    pub(super) fn new(id: CommandId, limits: Limits, task: Task<Result<T>>, way: Option<Way>) -> Self {
+        Self { id, limits, state: State::Accepted(task), way, wait: None }
     }
 
     /// For a command that was refused by a call that can not say so otherwise.
     pub(super) fn refused(error: LaneError) -> Self {
-        Self { id: CommandId::next(), timeout: None, state: State::Ended(Some(error)) }
+        Self {
+            id: CommandId::next(),
+            limits: Limits::NONE,
+            state: State::Ended(Some(Box::new(error))),
+            way: None,
+            wait: None,
+        }
     }
 
     /// The command's id, as in its events.
@@ -74,19 +132,22 @@ impl<T> Ticket<T> {
         }
     }
 
-    /// Cancels the command. One that waits never starts; one that runs is dropped at its current await, and keeps its
-    /// slot until then. The ticket resolves to [`LaneError::Cancelled`] at once. A command that waits is counted as pending,
-    /// and its event is sent, when its turn comes.
+    /// Cancels the command, and what it has submitted. One that waits never starts, and is dropped here; one that runs sees
+    /// [`is_cancelled`](crate::is_cancelled) at once, is dropped at its current await, and keeps its slot until then. The
+    /// ticket resolves to [`LaneError::Cancelled`] at once, which says whether the command had started.
     ///
     /// False if it is too late: the command has ended, and the ticket gives its result.
     pub fn cancel(&mut self) -> bool {
         let State::Accepted(task) = &mut self.state else { return false };
-        let cancelled = task.meta().is_some_and(|meta| meta.life.try_end(End::Cancelled).is_ok());
-        if cancelled {
-            task.abort();
-            self.state = State::Ended(Some(LaneError::Cancelled));
+        let ended = task.meta().and_then(|meta| meta.life.try_end(End::Cancelled).ok());
+        let Some(ended) = ended else { return false };
+        let way = self.way.take();
+        if let Some(way) = way.filter(|_| ended.was_queued) {
+            context::stop(&way.queued.handle, true);
         }
-        cancelled
+        task.abort();
+        self.state = State::Ended(Some(Box::new(LaneError::Cancelled { started: ended.had_started })));
+        true
     }
 
     /// Lets the command run on without a ticket; the same as dropping it.
@@ -99,32 +160,55 @@ impl<T> Future for Ticket<T> {
     type Output = Result<Result<T>, TicketError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let task = match &mut self.state {
-            State::Ended(error) => return Poll::Ready(error.take().map(Err).ok_or(TicketError)),
+        let this = &mut *self;
+        let task = match &mut this.state {
+            State::Ended(error) => return Poll::Ready(error.take().map(|error| Err(*error)).ok_or(TicketError)),
             State::Accepted(task) => task,
         };
-        let result = match Pin::new(&mut *task).poll(cx) {
+        let polled = task.poll_attached(cx);
+        let meta = task.meta();
+        let end = meta.and_then(|meta| meta.life.end());
+        let started = meta.is_some_and(|meta| meta.life.has_started());
+        let result = match polled {
             Poll::Ready(Ok(result)) => Ok(result),
             Poll::Ready(Err(TaskError::Panicked(payload))) => {
                 Ok(Err(LaneError::Panicked(panic_message(payload.as_ref()).to_owned())))
             }
-            Poll::Ready(Err(TaskError::Cancelled)) => Err(TicketError),
+            // Dropped before its end: its life says why.
+            Poll::Ready(Err(TaskError::Cancelled)) => this.limits.error(end, started).ok_or(TicketError),
             Poll::Pending => {
-                // Only a deadline ends a command before its task.
-                let Some(timeout) = self.timeout else { return Poll::Pending };
-                let State::Accepted(task) = &self.state else { return Poll::Pending };
-                let Some(meta) = task.meta() else { return Poll::Pending };
-                if let Some(early) = &meta.early {
-                    early.register(cx.waker());
+                if let Some(timed) = meta.and_then(|meta| meta.timed.as_ref()) {
+                    timed.early.register(cx.waker());
                 }
-                if meta.life.end() != Some(End::Expired) {
-                    return Poll::Pending;
+                let end = meta.and_then(|meta| meta.life.end());
+                match this.limits.error(end.filter(|end| *end == End::Expired), started) {
+                    Some(error) => Ok(error),
+                    None => {
+                        if let (Some(priority), Some(way)) = (Wait::note(&mut this.wait), &mut this.way) {
+                            way.lift(priority);
+                        }
+                        return Poll::Pending;
+                    }
                 }
-                Ok(Err(LaneError::Timeout(timeout)))
             }
         };
-        self.state = State::Ended(None);
+        this.state = State::Ended(None);
+        this.way = None;
+        this.wait = None;
         Poll::Ready(result)
+    }
+}
+
+impl Limits {
+    /// The result of a command that ended in this way without giving one; none if it was dropped with its queue or executor.
+    fn error<T>(self, end: Option<End>, started: bool) -> Option<Result<T>> {
+        Some(Err(match end? {
+            End::Done => return None,
+            End::Cancelled => LaneError::Cancelled { started },
+            End::Expired if started => LaneError::Timeout(self.running.get().unwrap_or_default()),
+            End::Expired => LaneError::Expired { waited: self.waiting.get().unwrap_or_default() },
+            End::Shed => LaneError::Shed,
+        }))
     }
 }
 

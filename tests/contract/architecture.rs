@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["lib"],
     &["adapters", "monitor", "simulation"],
     &["queue"],
-    &["executor", "limit", "event"],
+    &["executor", "limit", "event", "policy"],
     &["clock", "id", "error"],
     &["sync"],
 ];

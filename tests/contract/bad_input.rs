@@ -34,7 +34,7 @@ fn build_reports_every_problem_at_once_with_path_value_and_hint() {
         (r#"lanes["bell\u{7}"].id"#, r#""bell\u{7}""#, "control characters"),
         (r#"lanes["twice"].id"#, "\"twice\"", "taken"),
         (r#"lanes["tense"].pressure_threshold"#, "0", "at least 1"),
-        (r#"lanes["huge"].max_concurrency"#, "18446744073709551615", "at most 536870911"),
+        (r#"lanes["huge"].max_concurrency"#, "18446744073709551615", "at most 268435455"),
     ];
     for (path, value, hint) in expected {
         let found = errors.problems().iter().find(|problem| problem.path == path);

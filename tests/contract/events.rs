@@ -59,7 +59,7 @@ fn every_way_to_end_is_told_by_its_own_event() {
         let mut cancelled = manager.submit_fn("lane", "cancelled", || async { Ok(()) }).unwrap();
         cancelled.cancel();
         manager.resume("lane").unwrap();
-        assert!(matches!(next(), Transition::Cancelled(command) if command.command_id == cancelled.id()));
+        assert!(matches!(next(), Transition::Cancelled { command, .. } if command.command_id == cancelled.id()));
     });
 }
 

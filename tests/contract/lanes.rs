@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use corelane::{JsonCommand, Lane, LaneConfig, LaneError, Result, TypedCommand, lane_ids, priorities, yield_now};
+use corelane::{
+    JsonCommand, Lane, LaneConfig, LaneError, Result, Simulation, SubmitOptions, TypedCommand, lane_ids, priorities,
+    sleep, yield_now,
+};
 use serde_json::json;
 
 use crate::support::{Barrier, Do, Gauge, block_on, eventually, manager, on_workers, unstarted};
@@ -128,7 +132,7 @@ fn every_way_to_end_gives_the_permit_back() {
         running.wait();
         assert!(ticket.has_started());
         assert!(ticket.cancel());
-        assert!(matches!(block_on(ticket).unwrap(), Err(LaneError::Cancelled)));
+        assert!(matches!(block_on(ticket).unwrap(), Err(LaneError::Cancelled { .. })));
         assert!(works());
         // Detached.
         drop(manager.submit_fn("one", "detached", || async { Ok(()) }).unwrap());
@@ -180,7 +184,7 @@ fn a_cancelled_command_that_waits_never_starts() {
         }
         // At once, though the lane is full.
         for ticket in waiting.drain(2..) {
-            assert!(matches!(block_on(ticket).unwrap(), Err(LaneError::Cancelled)));
+            assert!(matches!(block_on(ticket).unwrap(), Err(LaneError::Cancelled { .. })));
         }
         go.open();
         block_on(holder).unwrap().unwrap();
@@ -340,4 +344,19 @@ fn results_arrive_from_many_producers_on_many_lanes() {
         let stats = block_on(manager.stats()).unwrap();
         assert_eq!((stats.total_pending, stats.total_active), (0, 0));
     });
+}
+
+#[test]
+fn a_key_that_may_run_more_does_so_at_once() {
+    let mut simulation = Simulation::new(1, 1);
+    let manager = manager(simulation.executor(), &[("query", LaneConfig::new(0, 4).with_per_key(1), 0)]);
+    let lane = manager.lane("query").unwrap();
+    let long = || async { Ok(sleep(Duration::from_secs(3600)).await) };
+    let _first = lane.submit_fn_with("long", SubmitOptions::new().key("a"), long).unwrap();
+    let second = lane.submit_fn_with("short", SubmitOptions::new().key("a"), || async { Ok(()) }).unwrap();
+    simulation.run_until_idle();
+    assert!(!second.is_finished(), "one at a time");
+    lane.update(|config| config.per_key = Some(2)).unwrap();
+    simulation.run_until_idle();
+    assert!(second.is_finished(), "two at a time");
 }

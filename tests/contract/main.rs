@@ -4,11 +4,27 @@
 
 mod architecture;
 mod bad_input;
+mod boost;
+mod bounded;
+mod cancellation;
+mod concurrency;
+mod dead_letters;
+mod dead_letters_in_queue;
+mod deadlines;
 mod events;
 mod executor;
+mod interplay;
 mod lanes;
+mod leaks;
+mod limiters;
 mod managers;
+mod nested;
+mod nested_retries;
 mod order;
+mod policies;
+mod priority_queue;
+mod rates;
+mod retries;
 mod shutdown;
 mod support;
 mod timeouts;

@@ -1,11 +1,15 @@
 //! What the tests share.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use corelane::{Command, EventEmitter, Executor, LaneConfig, QueueManager, QueueManagerBuilder, Result};
+use corelane::{
+    Command, CommandContext, EventEmitter, EventStream, Executor, Lane, LaneConfig, LaneEvent, LaneStatus,
+    QueueManager, QueueManagerBuilder, Result, Simulation, Ticket, Transition, TypedCommand,
+};
+use futures::FutureExt;
 
 /// Long enough that only a hang reaches it.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
@@ -56,6 +60,163 @@ where
     fn command_type(&self) -> &str {
         "do"
     }
+}
+
+/// A typed command around a closure, which may run more than once.
+pub(crate) struct Work<F>(pub(crate) F);
+
+impl<F, Fut, T> TypedCommand for Work<F>
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T>> + Send,
+    T: Send + 'static,
+{
+    type Output = T;
+
+    async fn execute(&self) -> Result<T> {
+        (self.0)().await
+    }
+
+    fn command_type(&self) -> &str {
+        "work"
+    }
+}
+
+/// Lanes in virtual time, whose commands can ask what time it is.
+pub(crate) struct World {
+    simulation: Simulation,
+    now: Clock,
+}
+
+impl World {
+    pub(crate) fn new(workers: usize, seed: u64) -> Self {
+        Self { simulation: Simulation::new(workers, seed), now: Clock::default() }
+    }
+
+    /// Runs a test on 1, 2 and 4 workers.
+    pub(crate) fn each(test: impl Fn(Self)) {
+        for workers in [1, 2, 4] {
+            test(Self::new(workers, workers as u64));
+        }
+    }
+
+    pub(crate) fn executor(&self) -> &Executor {
+        self.simulation.executor()
+    }
+
+    pub(crate) fn simulation(&mut self) -> &mut Simulation {
+        &mut self.simulation
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.now.clone()
+    }
+
+    pub(crate) fn manager(&self, lanes: &[(&str, LaneConfig, u8)]) -> QueueManager {
+        manager(self.executor(), lanes)
+    }
+
+    /// Moves time on, a millisecond at a time, and so far beyond that what is due then has happened.
+    pub(crate) fn advance(&mut self, milliseconds: u64) {
+        let end = self.simulation.now() + Duration::from_millis(milliseconds) + TIMER_SLACK;
+        self.simulation.run_until_idle();
+        loop {
+            let now = self.simulation.now();
+            let next = Duration::from_millis(now.as_millis() as u64 + 1);
+            if next > end {
+                return self.simulation.advance(end - now);
+            }
+            // Up to the end of this millisecond, by the time that commands see, and into the next one.
+            let instant = Duration::from_nanos(1);
+            self.simulation.advance((next - now).saturating_sub(instant));
+            self.now.0.store(next.as_millis() as u64, Ordering::SeqCst);
+            self.simulation.advance(instant);
+        }
+    }
+
+    /// Moves time on in one go: commands see what time it is afterwards.
+    pub(crate) fn jump(&mut self, duration: Duration) {
+        self.simulation.advance(duration + TIMER_SLACK);
+        self.now.0.store(self.simulation.now().as_millis() as u64, Ordering::SeqCst);
+    }
+
+    pub(crate) fn run_until_idle(&mut self) {
+        self.simulation.run_until_idle();
+    }
+}
+
+/// Timers may be late by as much as their resolution.
+const TIMER_SLACK: Duration = Duration::from_micros(70);
+
+/// The time of a [`World`], in milliseconds.
+#[derive(Clone, Default)]
+pub(crate) struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What happened, and when.
+#[derive(Clone)]
+pub(crate) struct Log<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T> Default for Log<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T: Clone> Log<T> {
+    pub(crate) fn push(&self, entry: T) {
+        self.0.lock().unwrap().push(entry);
+    }
+
+    pub(crate) fn entries(&self) -> Vec<T> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// Which attempt of the current command runs.
+pub(crate) fn attempt() -> u32 {
+    CommandContext::current().expect("called by a command").attempt
+}
+
+/// The result of a command that has settled.
+pub(crate) fn result<T>(ticket: &mut Ticket<T>) -> Result<T> {
+    assert!(ticket.is_finished(), "the command has not settled");
+    ticket.now_or_never().expect("it is finished").expect("it was not dropped")
+}
+
+pub(crate) fn status(manager: &QueueManager, lane: &str) -> LaneStatus {
+    block_on(lane_of(manager, lane).status())
+}
+
+pub(crate) fn lane_of(manager: &QueueManager, lane: &str) -> Lane {
+    manager.lane(lane).expect("the lane is registered")
+}
+
+/// Asserts that nothing waits and nothing runs.
+pub(crate) fn assert_idle(manager: &QueueManager) {
+    let stats = manager.queue().stats();
+    assert_eq!((stats.total_pending, stats.total_active), (0, 0), "{stats:?}");
+}
+
+/// The events that are there.
+pub(crate) fn drain_events(events: &mut EventStream) -> Vec<LaneEvent> {
+    std::iter::from_fn(|| events.recv().now_or_never().flatten()).collect()
+}
+
+/// The same in their typed form.
+pub(crate) fn transitions(events: &mut EventStream) -> Vec<Transition> {
+    drain_events(events).iter().filter_map(|event| event.transition().cloned()).collect()
+}
+
+/// Waits for something that only a hang keeps from happening.
+pub(crate) fn finish<F: Future>(what: &str, future: F) -> F::Output {
+    // On timers of another executor: those of the one under test may be what hangs.
+    block_on(corelane::timeout(HANG, future)).unwrap_or_else(|_| panic!("hangs: {what}"))
 }
 
 /// Holds threads or tasks back until it is opened.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use corelane::{LaneConfig, LaneError, Simulation, sleep, yield_now};
+use corelane::{EventEmitter, LaneConfig, LaneError, QueueManagerBuilder, Simulation, SubmitOptions, sleep, yield_now};
 
 use crate::support::{Barrier, Gauge, block_on, eventually, manager, on_workers};
 
@@ -161,4 +161,30 @@ fn a_timeout_beyond_all_time_means_none() {
     let long = || async { Ok(sleep(Duration::from_secs(86_400 * 365)).await) };
     let ticket = manager.submit_fn("api", "long", long).unwrap();
     simulation.block_on(ticket).unwrap().unwrap();
+}
+
+#[test]
+fn a_command_that_gives_up_waiting_for_another_one_leaves_its_share_of_the_limit_to_other_lanes() {
+    let mut simulation = Simulation::new(1, 1);
+    let builder = QueueManagerBuilder::new(EventEmitter::new(10))
+        .with_executor(simulation.executor().clone())
+        .with_lane("outer", LaneConfig::new(0, 1).with_timeout(Duration::from_secs(1)), 0)
+        .with_lane("inner", LaneConfig::new(0, 1), 1)
+        .with_max_in_flight(1);
+    let manager = Arc::new(block_on(builder.build()).unwrap());
+    block_on(manager.start()).unwrap();
+    let own = Arc::clone(&manager);
+    let waits = move || async move {
+        let later = SubmitOptions::new().delay(Duration::from_secs(3600));
+        let inner = own.lane("inner").unwrap().submit_fn_with("later", later, || async { Ok(()) })?;
+        inner.await.unwrap()
+    };
+    let outer = manager.submit_fn("outer", "waits", waits).unwrap();
+    simulation.run_until_idle();
+    let next = manager.submit_fn("inner", "next", || async { Ok(()) }).unwrap();
+    simulation.run_until_idle();
+    assert!(!next.is_finished(), "the limit is one");
+    simulation.advance(Duration::from_secs(2));
+    assert!(outer.is_finished());
+    assert!(next.is_finished(), "nobody has told the other lane");
 }

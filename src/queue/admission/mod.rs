@@ -1,0 +1,196 @@
+//! Admission: what takes a command from its lane's line to a run queue, and what brings a permit back.
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `limit/gate` | how many wait and run; closed, held, throttled |
+//! | `queue/line` | who is next |
+//! | `queue/keys` | who waits for others of its key |
+//! | `queue/nested` | permits of commands that wait for commands |
+//! | `admit` | who is taken, and in which order the limits are asked |
+//! | `count` | what is accepted and not settled, and whether there is room |
+//! | `loans`, `shared` | permits that are lent; a limit that lanes share |
+//! | `end` | closing, stopping, making room |
+//! | `settings`, `notice` | what the lane is told, and what it tells |
+//!
+//! The order is: waiting, permit, alive, rate limit, claim. So a lane without work or without a permit takes nothing of its
+//! rate, nor does a command that has ended.
+//!
+//! A command may stand in the line and be taken from elsewhere. Its entry is then *dead*: it stays, counted as waiting,
+//! until it comes to the head or is swept. `apart` sets this right: commands accepted that are not in the line (delayed, in their
+//! backoff, behind others of their key) count +1, dead entries count -1. What is pending is waiting + apart.
+
+mod admit;
+mod count;
+mod end;
+mod loans;
+mod notice;
+mod settings;
+mod shared;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use arc_swap::ArcSwap;
+use event_listener::Event;
+
+use crate::clock::Tick;
+use crate::event::{EventEmitter, Transition};
+use crate::executor::{Executor, TimerKey};
+use crate::limit::gate::Gate;
+use crate::queue::Priority;
+use crate::queue::ambient::Ambient;
+use crate::queue::command_queue::QueueCore;
+use crate::queue::config::LaneConfig;
+use crate::queue::dead_letter::DeadLetterQueue;
+use crate::queue::keys::{Keys, Queued};
+use crate::queue::line::{Line, Place};
+use crate::queue::nested::Nested;
+
+use count::BIAS;
+use end::RUNNING;
+pub(super) use settings::Settings;
+pub(super) use shared::SharedPool;
+
+pub(super) struct LaneCore {
+    /// Itself, for timers.
+    this: Weak<Self>,
+    pub(super) id: Arc<str>,
+    pub(super) priority: Priority,
+    pub(super) settings: ArcSwap<Settings>,
+    /// What [`Settings::is_plain`] says of them. To load the settings costs four times per command; most lanes are plain.
+    plain: AtomicBool,
+    gate: Gate,
+    line: Line,
+    keys: Keys,
+    nested: Mutex<Nested<Queued, Place>>,
+    /// See the module's header: `BIAS` + the number, and above it a count of its changes.
+    apart: AtomicU64,
+    /// Dead entries, here and behind keys. Only decides when to sweep.
+    dead: AtomicI64,
+    sweeping: AtomicBool,
+    /// Memory that waiting commands hold; only in lanes that limit it.
+    bytes: AtomicUsize,
+    /// Submissions that wait for room.
+    pub(super) room: Event,
+    /// Commands that were shed and have not settled: they take no room.
+    leaving: AtomicUsize,
+    /// When the rate limit is to be asked again, as its last refusal said.
+    retry_at: AtomicU64,
+    /// What wakes the lane then. At most one, however often the limit is changed.
+    throttle_timer: Mutex<Option<TimerKey>>,
+    stopping: AtomicU8,
+    /// When the queue began to stop.
+    stop_began: AtomicU64,
+    random: AtomicU64,
+    updating: Mutex<()>,
+    cancelled: AtomicUsize,
+    drain_timeouts: AtomicBool,
+    /// Set when the lane is registered.
+    context: OnceLock<LaneContext>,
+}
+
+/// What a lane gets from the queue that it is registered with.
+#[derive(Clone)]
+pub(super) struct LaneContext {
+    pub(super) executor: Executor,
+    pub(super) events: EventEmitter,
+    pub(super) ambient: Option<Arc<dyn Ambient>>,
+    pub(super) dead_letters: Option<DeadLetterQueue>,
+    pub(super) pool: Option<Arc<SharedPool>>,
+    pub(super) queue: Weak<QueueCore>,
+}
+
+impl LaneCore {
+    pub(super) fn new(id: Arc<str>, config: LaneConfig, priority: Priority) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            id,
+            priority,
+            gate: Gate::new(config.max_concurrency),
+            line: Line::new(priority),
+            keys: Keys::default(),
+            nested: Mutex::default(),
+            apart: AtomicU64::new(BIAS),
+            dead: AtomicI64::new(0),
+            sweeping: AtomicBool::new(false),
+            bytes: AtomicUsize::new(0),
+            room: Event::new(),
+            leaving: AtomicUsize::new(0),
+            retry_at: AtomicU64::new(0),
+            throttle_timer: Mutex::default(),
+            stopping: AtomicU8::new(RUNNING),
+            stop_began: AtomicU64::new(u64::MAX),
+            random: AtomicU64::new(0),
+            updating: Mutex::new(()),
+            cancelled: AtomicUsize::new(0),
+            drain_timeouts: AtomicBool::new(false),
+            settings: ArcSwap::from_pointee(Settings::new(config)),
+            // Until it is known what the queue asks.
+            plain: AtomicBool::new(false),
+            context: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn this(&self) -> Option<Arc<Self>> {
+        self.this.upgrade()
+    }
+
+    /// Binds the lane to its queue. False if it has one already.
+    pub(super) fn register(&self, context: LaneContext) -> bool {
+        let plain = self.settings.load().is_plain() && context.dead_letters.is_none();
+        context.executor.shared().floor(self.priority, self.settings.load().config.min_concurrency > 0);
+        self.random.store(context.executor.shared().seed(), Ordering::Relaxed);
+        let registered = self.context.set(context).is_ok();
+        if registered {
+            self.plain.store(plain, Ordering::Relaxed);
+        }
+        registered
+    }
+
+    pub(super) fn context(&self) -> Option<&LaneContext> {
+        self.context.get()
+    }
+
+    pub(super) fn dead_letters(&self) -> Option<&DeadLetterQueue> {
+        self.context()?.dead_letters.as_ref()
+    }
+
+    pub(super) fn ambient(&self) -> Option<&dyn Ambient> {
+        self.context()?.ambient.as_deref()
+    }
+
+    pub(super) fn observe(&self, make: impl FnOnce() -> Transition) {
+        if let Some(context) = self.context.get() {
+            context.events.observe(make);
+        }
+    }
+
+    pub(super) fn now(&self) -> Tick {
+        self.context().map_or(Tick::from_nanos(0), |context| context.executor.clock().now())
+    }
+
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.line.next_sequence()
+    }
+
+    /// A random number for jitter: only has to differ from one command to the next.
+    pub(super) fn next_random(&self) -> u64 {
+        // splitmix64
+        let mut z = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Whether the settings ask nothing of a command but a permit.
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for LaneCore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LaneCore").field("id", &self.id).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,141 @@
+//! What a submission says about one command, besides what its lane says about all.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::Priority;
+use super::keys::Key;
+
+/// Settings of one command. What is not set, the lane decides.
+///
+/// ```
+/// use std::time::Duration;
+/// use corelane::SubmitOptions;
+///
+/// let options = SubmitOptions::new().key("user-7").timeout(Duration::from_secs(2)).cost(3);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[must_use]
+pub struct SubmitOptions {
+    pub(super) priority: Option<Priority>,
+    pub(super) key: Option<Key>,
+    pub(super) cost: Option<u32>,
+    pub(super) bytes: usize,
+    pub(super) delay: Option<Duration>,
+    pub(super) queue_timeout: Option<Duration>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) total_timeout: Option<Duration>,
+    pub(super) drain_timeout: Option<Duration>,
+    pub(super) room_timeout: Option<Duration>,
+    pub(super) tags: Vec<Arc<str>>,
+    pub(super) detached: bool,
+    pub(super) replays: u32,
+}
+
+impl SubmitOptions {
+    /// Nothing set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The command's priority, within the bounds of [`LaneConfig::with_priority_bounds`](crate::LaneConfig). It goes before
+    /// commands of a worse priority that wait in its lane, and runs at this priority. With a [key](SubmitOptions::key) it only
+    /// runs at this priority: keys take turns. Default: the lane's.
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// Commands of one key run first in first out, at most [`LaneConfig::per_key`](crate::LaneConfig) at a time, and the
+    /// keys of a lane take turns. A command that another command awaits is not held back by its key, since that one may
+    /// hold the place; a retry goes before the others of its key. Default: none.
+    pub fn key(mut self, key: impl Into<Key>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// What the command takes of the lane's rate limit. Default: 1. At least 1; more than the limit's burst counts as the
+    /// burst.
+    pub fn cost(mut self, cost: u32) -> Self {
+        self.cost = Some(cost.max(1));
+        self
+    }
+
+    /// Memory that the command holds besides its own value, in bytes: for lanes with
+    /// [`LaneConfig::max_pending_bytes`](crate::LaneConfig). Default: 0.
+    pub fn bytes(mut self, bytes: usize) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// Accepts the command now and lets it start no earlier than after `delay`. Until then it holds no permit and is counted
+    /// as pending. Default: zero.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
+    /// As [`SubmitOptions::delay`], until the wall clock shows `at`, as it goes at the time of this call: a clock that is
+    /// set later changes nothing.
+    pub fn start_at(self, at: SystemTime) -> Self {
+        let delay = crate::clock::until_wall(at);
+        self.delay(delay)
+    }
+
+    /// How long the command may wait, from its acceptance (or the end of its delay) to its first start. After that it never
+    /// starts, and its ticket gives [`LaneError::Expired`](crate::LaneError::Expired) at that time. Default: the lane's.
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.queue_timeout = Some(timeout);
+        self
+    }
+
+    /// How long each attempt may take. Default: the lane's.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long the command may take from its acceptance to its end, waiting and all attempts included. Commands that it
+    /// submits have no more time than it has left. Default: the lane's.
+    pub fn total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
+        self
+    }
+
+    /// As [`SubmitOptions::total_timeout`], until a point in time.
+    pub fn deadline(self, at: Instant) -> Self {
+        let timeout = crate::clock::until(at);
+        self.total_timeout(timeout)
+    }
+
+    /// How long the command may go on once its queue stops ([`QueueManager::stop`](crate::QueueManager::stop)); then it is
+    /// cancelled. Default: the lane's.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = Some(timeout);
+        self
+    }
+
+    /// How long the submission waits for room in a full lane whose overflow says to wait. Default: without limit.
+    pub fn room_timeout(mut self, timeout: Duration) -> Self {
+        self.room_timeout = Some(timeout);
+        self
+    }
+
+    /// A word that goes with the command into its dead letter. May be given several times.
+    pub fn tag(mut self, tag: impl Into<Arc<str>>) -> Self {
+        self.tags.push(tag.into());
+        self
+    }
+
+    /// Lets the command live on when the command that submits it is cancelled or times out, and have more time than that has
+    /// left. Default: it is cancelled, too.
+    pub fn detached(mut self) -> Self {
+        self.detached = true;
+        self
+    }
+
+    pub(super) fn replayed(mut self, replays: u32) -> Self {
+        self.replays = replays;
+        self
+    }
+}
