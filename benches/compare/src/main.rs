@@ -1,9 +1,11 @@
 //! Runs the same work on corelane and on its peers, in turns, in one process, and prints what each took.
 //!
-//! `tasks` and `commands` list the comparisons; to add a workload or a contender, add it there. `README.md` says what is
+//! `tasks`, `commands` and `limiters` list the comparisons; to add a workload or a contender, add it there. `README.md` says what is
 //! compared with what.
 
 mod commands;
+mod conditions;
+mod limiters;
 mod measure;
 mod runtimes;
 mod tasks;
@@ -28,7 +30,11 @@ fn main() {
     println!("{}\n", System::now());
     println!("{} workers each, {} repeats in turns after {} warm-ups\n", WORKERS, plan.repeats, plan.warmups);
     let size = |operations: f64| (operations * plan.scale) as u64;
-    let comparisons = tasks::comparisons(size).into_iter().chain(commands::comparisons(size));
+    let comparisons = tasks::comparisons(size)
+        .into_iter()
+        .chain(commands::comparisons(size))
+        .chain(conditions::comparisons(size))
+        .chain(limiters::comparisons(size));
     for comparison in comparisons.filter(|comparison| plan.includes(&comparison.name)) {
         println!("{}", comparison.run(&plan));
     }
