@@ -95,7 +95,7 @@ impl Hasher for Hashed {
 
 type Shard = HashMap<Key, Commands<Queued>, BuildHasherDefault<Hashed>>;
 
-const SHARDS: usize = 16;
+const SHARDS: usize = 32;
 
 /// The keys of a lane that have commands.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use crate::error::LaneError;
 use crate::executor::{Handle, Runnable};
 use crate::limit::gate::{Hold, Submitted, Verdict, WAITING_MAX, Waiting as _};
 use crate::queue::acquire::{Acquire, Permit};
-use crate::queue::keys::{Admit, Key};
+use crate::queue::keys::{Admit, Key, Queued};
 use crate::queue::line::{Entry, Waiter};
 use crate::queue::nested::Nested;
 
@@ -97,15 +97,20 @@ impl LaneCore {
     }
 
     pub(super) fn admit_key(&self, settings: &Settings, key: Key, entry: Entry) -> Verdict {
-        let head = self.keys.head(
-            &key,
-            || self.per_key(),
-            |queued| match self.admit_command(settings, &queued.handle, queued.cost, true) {
-                Verdict::Admitted => Admit::Taken,
-                Verdict::Dead => Admit::Dead,
-                Verdict::Refused => Admit::Refused,
-            },
-        );
+        let mut taken = None;
+        let claim = |queued: &Queued| match self.claim_command(settings, &queued.handle, queued.cost, true) {
+            Verdict::Admitted => {
+                taken = Some(queued.handle.clone());
+                Admit::Taken
+            }
+            Verdict::Dead => Admit::Dead,
+            Verdict::Refused => Admit::Refused,
+        };
+        let head = self.keys.head(&key, || self.per_key(), claim);
+        // Not under the lock of the key: this may wake a worker, which takes long.
+        if let Some(handle) = taken {
+            self.launch(settings, &handle);
+        }
         // Relisted first: never is a command counted neither here nor there.
         if head.relisted {
             let _queued = self.gate.reenter(false);
@@ -131,6 +136,15 @@ impl LaneCore {
     }
 
     pub(super) fn admit_command(&self, settings: &Settings, handle: &Handle, cost: u32, keyed: bool) -> Verdict {
+        let verdict = self.claim_command(settings, handle, cost, keyed);
+        if verdict == Verdict::Admitted {
+            self.launch(settings, handle);
+        }
+        verdict
+    }
+
+    /// Takes a waiting command, which is then to be launched.
+    fn claim_command(&self, settings: &Settings, handle: &Handle, cost: u32, keyed: bool) -> Verdict {
         let life = &handle.meta().life;
         if !life.is_queued() {
             return Verdict::Dead;
@@ -142,7 +156,6 @@ impl LaneCore {
         if !life.admit(keyed) {
             return Verdict::Dead;
         }
-        self.launch(settings, handle);
         Verdict::Admitted
     }
 
