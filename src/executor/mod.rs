@@ -310,6 +310,13 @@ impl fmt::Debug for Executor {
     }
 }
 
+/// Puts a task that was admitted because another one ended on a run queue.
+pub(crate) fn schedule_admitted(runnable: Runnable) {
+    let meta = runnable.metadata();
+    let (shared, priority) = (meta.shared, meta.priority());
+    shared.push_admitted(priority, runnable);
+}
+
 fn end_thread(shared: &'static Shared) {
     if shared.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
         // ORDERING: pairs with the fence in `Shared::push_outside`, see there.

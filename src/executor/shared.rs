@@ -197,6 +197,21 @@ impl Shared {
         });
     }
 
+    /// As [`Shared::push`] for a task that was admitted because another one ended. Now and then it goes to another worker: those
+    /// that follow each other would all run on one, and what is spread unevenly over the workers would stay so.
+    pub(crate) fn push_admitted(&'static self, priority: u8, runnable: Runnable) {
+        Local::with_current(self, |local| match local.map(|local| (local, local.worker_to_spread_to())) {
+            Some((_, Some(other))) => {
+                // As in `push`.
+                self.begin_use();
+                self.push_to(other, priority, runnable);
+                self.end_use();
+            }
+            Some((local, None)) => local.push_woken(priority, runnable),
+            None => self.push(priority, runnable),
+        });
+    }
+
     /// As [`Shared::push`] for a new task, for which a sleeping worker is woken even if it is alone in its queue. The caller
     /// holds a handle of the executor.
     pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
@@ -209,6 +224,10 @@ impl Shared {
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
         // A sleeper's inbox saves the hop through a steal.
         let worker = self.idle.sleeper_hint().unwrap_or_else(|| self.outside_worker());
+        self.push_to(worker, priority, runnable);
+    }
+
+    fn push_to(&'static self, worker: usize, priority: u8, runnable: Runnable) {
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
         // ORDERING: `announce` fenced. The last thread to end counts itself off, fences, then empties the inboxes: either it

@@ -118,7 +118,7 @@ impl Local {
         (0..workers).map(move |i| (start + i) % workers).filter(move |victim| *victim != own)
     }
 
-    fn random(&self) -> u64 {
+    pub(super) fn random(&self) -> u64 {
         // xorshift64: only spreads thieves over victims.
         let mut x = self.random.get();
         x ^= x << 13;

@@ -90,7 +90,7 @@ impl LaneCore {
             return Verdict::Dead;
         }
         match handle.unpark() {
-            Some(runnable) => runnable.schedule(),
+            Some(runnable) => crate::executor::schedule_admitted(runnable),
             None => handle.wake(),
         }
         Verdict::Admitted
@@ -176,7 +176,7 @@ impl LaneCore {
         match handle.unpark() {
             // Its alarm may have to find it there.
             Some(runnable) if settings.booster.is_some() => crate::executor::schedule_liftable(runnable),
-            Some(runnable) => runnable.schedule(),
+            Some(runnable) => crate::executor::schedule_admitted(runnable),
             // It came back: its future waits for this.
             None => handle.wake(),
         }
