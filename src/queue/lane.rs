@@ -233,6 +233,9 @@ impl Lane {
     /// Takes one of the lane's permits, for work that the caller runs itself: in its turn among the lane's commands, and
     /// against its rate limit. Resolves to [`LaneError::ShutdownInProgress`] once the lane accepts nothing more, or to
     /// [`LaneError::LaneFull`], or to [`LaneError::Shed`] if the lane is full and its overflow drops it.
+    ///
+    /// Not for a command of this lane, which lends its permit to commands that it awaits and not to this: with all permits in
+    /// the hands of such commands it waits for ever.
     pub fn acquire(&self) -> Acquire {
         self.core.acquire()
     }

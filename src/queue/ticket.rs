@@ -82,12 +82,10 @@ enum State<T> {
     Ended(Option<Box<LaneError>>),
 }
 
-/// There is no result and never will be: the command was dropped before it settled (its executor was closed, or its queue
-/// was dropped while its lane was paused or not started), or the ticket has already given its result.
+/// There is no result and never will be: the executor was closed before the command settled, or the ticket has already given
+/// its result. (A command that its lane held back when its queue was dropped is [`LaneError::Cancelled`].)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error(
-    "no result: the command was dropped with its queue or executor before it settled, or the result was taken before"
-)]
+#[error("no result: the command was dropped with its executor before it settled, or the result was taken before")]
 pub struct TicketError;
 
 impl<T> Ticket<T> {
