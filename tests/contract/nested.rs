@@ -437,8 +437,10 @@ fn what_an_urgent_command_waits_for_overtakes_the_background() {
         }
         let (background, before) = (lane_of(&manager, "background"), count.clone());
         let urgent = move || async move {
-            let child = background
+            let mut child = background
                 .submit_fn("awaited", move || async move { Ok(before.load(std::sync::atomic::Ordering::SeqCst)) })?;
+            // Awaited before the background may go on: this thread may be interrupted in between.
+            assert!(futures::poll!(&mut child).is_pending());
             go_on.open();
             child.await.unwrap()
         };
