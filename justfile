@@ -49,6 +49,10 @@ bench *ARGS:
 rates:
     cargo bench --bench rates
 
+# Instructions per operation against the checked-in baseline (needs valgrind); `just instructions --save` replaces it
+instructions *ARGS:
+    cargo bench --bench instructions -- {{ARGS}}
+
 # Side by side with other executors and queues; `--quick` for a first look
 compare *ARGS:
     cargo run --release --manifest-path benches/compare/Cargo.toml -- {{ARGS}}

@@ -31,7 +31,9 @@ pub(crate) const CASES: &[Case] = &[
     // The same where another command of the lane runs first.
     Case { name: "command/typed_waiting", run: |rounds| commands::<u64>(rounds, NARROW, submit_typed) },
     Case { name: "command/boxed_waiting", run: |rounds| commands(rounds, NARROW, submit_boxed) },
-    // Over `command/typed`: what a subscriber costs, for the three events of a command, sent and received.
+    // Over `command/typed`: what a subscriber costs, for the three events of a command. One that never reads: the worker's
+    // share. One that does: receiving is part of it.
+    Case { name: "command/typed_subscriber_behind", run: commands_subscriber_behind },
     Case { name: "command/typed_subscribed", run: commands_subscribed },
     Case { name: "gate/try_acquire_release", run: acquire_release },
     Case { name: "limiter/token_bucket_admits", run: |rounds| admits(rounds, RateAlgorithm::TokenBucket) },
@@ -141,6 +143,17 @@ fn commands<T: Into<serde_json::Value>>(
     for _ in 0..rounds {
         run_round(&mut simulation, &queue, submit);
     }
+}
+
+fn commands_subscriber_behind(rounds: u64) {
+    let mut simulation = simulation();
+    let events = EventEmitter::new(1);
+    let mut receiver = events.subscribe();
+    let queue = queue(&simulation, events, WIDE);
+    for _ in 0..rounds {
+        run_round(&mut simulation, &queue, submit_typed);
+    }
+    assert_eq!(receive_all(&mut receiver), 2, "the number of lost events, and the last one");
 }
 
 fn commands_subscribed(rounds: u64) {
