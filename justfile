@@ -43,7 +43,7 @@ loom-deep:
 
 # Criterion benches
 bench *ARGS:
-    cargo bench --bench executor --bench queue --bench limiters {{ARGS}}
+    cargo bench --bench executor --bench queue_benchmark --bench limiters {{ARGS}}
 
 # How exact rate limits are in real time
 rates:
