@@ -51,11 +51,20 @@ rates:
 
 # Instructions per operation against the checked-in baseline (needs valgrind); `just instructions --save` replaces it
 instructions *ARGS:
-    cargo bench --bench instructions -- {{ARGS}}
+    cargo bench --no-default-features --bench instructions -- {{ARGS}}
 
-# Side by side with other executors and queues; `--quick` for a first look
+# Side by side with other executors and queues; writes BENCHMARKS.md, its charts and the README's section
 compare *ARGS:
-    cargo run --release --manifest-path benches/compare/Cargo.toml -- {{ARGS}}
+    cargo build --release --bins --manifest-path benches/compare/Cargo.toml
+    cargo run --release --manifest-path benches/compare/Cargo.toml -- --report {{ARGS}}
+
+# A tenth of that, to see that everything runs; writes nothing. A part of a workload's name selects
+compare-quick *ARGS:
+    just compare --quick {{ARGS}}
+
+# The comparison's own tests
+compare-test:
+    cargo test --manifest-path benches/compare/Cargo.toml
 
 # The quickstart on a folder
 quickstart *ARGS:

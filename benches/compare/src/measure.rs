@@ -1,150 +1,151 @@
-//! Runs contenders in turns, and says what each took.
+//! Runs contenders in turns. The one trait of all workloads is here.
 
-use std::fmt;
-use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// One workload and everyone who does it.
-pub struct Comparison {
-    pub name: String,
-    pub contenders: Vec<Contender>,
+use crate::cast::Cast;
+use crate::results::{Allocator, Figure, Role, Row};
+
+/// One kind of work and everyone who does it.
+pub trait Workload {
+    /// Short and stable, as `spawn/inside`; what is before the slash is its group.
+    fn name(&self) -> String;
+
+    /// What one operation is, or what the figures mean. A sentence without its full stop.
+    fn what(&self) -> String;
+
+    /// What a run measures. Less is better for all of them; contenders are compared by the first.
+    fn figures(&self) -> &'static [(&'static str, Unit)] {
+        PER_OPERATION
+    }
+
+    /// Whether to repeat this with another allocator.
+    fn allocates(&self) -> bool {
+        true
+    }
+
+    /// The most repeats that are worth their time.
+    fn max_repeats(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Everyone, ready to run. Called once, right before the runs.
+    fn contenders(&self, cast: &Cast) -> Vec<Contender>;
 }
 
+pub type Unit = &'static str;
+
+/// The figure of workloads that are only timed.
+pub const PER_OPERATION: &[(&str, Unit)] = &[("time", "ns/op")];
+
+/// Does a workload's work.
 pub struct Contender {
     name: &'static str,
     role: Role,
-    /// How many operations a run does.
-    operations: u64,
-    /// Does the workload once, checks that all of it was done, and says how long it took without set-up and tear-down.
-    run: Box<dyn FnMut() -> Duration>,
+    /// Does the work once, checks that all of it was done, and gives a value for each of the workload's figures.
+    run: Box<dyn FnMut() -> Vec<f64>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Ours,
-    /// Does the same work: the others are measured against the best of these.
-    Peer,
-    /// Does less, as its name says.
-    Reference,
+impl Contender {
+    /// Gives one value for each figure of its workload.
+    pub fn new(name: &'static str, role: Role, run: impl FnMut() -> Vec<f64> + 'static) -> Self {
+        Self { name, role, run: Box::new(run) }
+    }
+
+    /// Says how long `operations` took, without set-up and tear-down.
+    pub fn timed(name: &'static str, role: Role, operations: u64, mut run: impl FnMut() -> Duration + 'static) -> Self {
+        Self::new(name, role, move || vec![run().as_nanos() as f64 / operations as f64])
+    }
 }
 
-/// How often, how much and what to run.
+/// How often and how much to run.
+#[derive(Clone, Copy)]
 pub struct Plan {
     pub warmups: usize,
-    pub repeats: usize,
-    /// Of the operations of a run.
-    pub scale: f64,
-    /// Part of the names of the workloads to run.
-    pub only: Option<String>,
-}
-
-/// Nanoseconds for an operation, over the repeats.
-struct Spread {
-    p10: f64,
-    median: f64,
-    p90: f64,
-}
-
-/// Of one comparison; displays as a table.
-pub struct Results {
-    name: String,
-    rows: Vec<(Contender, Spread)>,
+    /// At least, unless a workload says that fewer are enough.
+    pub min_repeats: usize,
+    /// At most. More than `min_repeats` only while a workload has taken less than `enough`.
+    pub max_repeats: usize,
+    pub enough: Duration,
 }
 
 impl Plan {
-    pub fn includes(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|part| name.contains(part.as_str()))
-    }
+    pub const FULL: Self = Self { warmups: 2, min_repeats: 15, max_repeats: 51, enough: Duration::from_secs(4) };
+    pub const QUICK: Self = Self { warmups: 1, min_repeats: 3, max_repeats: 3, enough: Duration::ZERO };
 }
 
-impl Comparison {
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), contenders: Vec::new() }
-    }
-
-    pub fn ours(self, name: &'static str, operations: u64, run: impl FnMut() -> Duration + 'static) -> Self {
-        self.with(Contender { name, role: Role::Ours, operations, run: Box::new(run) })
-    }
-
-    pub fn peer(self, name: &'static str, operations: u64, run: impl FnMut() -> Duration + 'static) -> Self {
-        self.with(Contender { name, role: Role::Peer, operations, run: Box::new(run) })
-    }
-
-    pub fn reference(self, name: &'static str, operations: u64, run: impl FnMut() -> Duration + 'static) -> Self {
-        self.with(Contender { name, role: Role::Reference, operations, run: Box::new(run) })
-    }
-
-    fn with(mut self, contender: Contender) -> Self {
-        self.contenders.push(contender);
-        self
-    }
-
-    /// Every contender once, then every contender again: whatever disturbs the machine for a while disturbs them all. A
-    /// different one begins each time.
-    pub fn run(self, plan: &Plan) -> Results {
-        let Self { name, mut contenders } = self;
-        let mut samples = vec![Vec::with_capacity(plan.repeats); contenders.len()];
-        for repeat in 0..plan.warmups + plan.repeats {
-            for turn in 0..contenders.len() {
-                let index = (repeat + turn) % contenders.len();
-                let Contender { operations, run, .. } = &mut contenders[index];
-                let took = run().as_nanos() as f64 / *operations as f64;
-                if repeat >= plan.warmups {
-                    samples[index].push(took);
-                }
+/// Every contender once, then every contender again: whatever disturbs the machine for a while disturbs them all. A
+/// different one begins each time.
+pub fn measure(workload: &dyn Workload, cast: &Cast, plan: Plan, allocator: Allocator) -> Vec<Row> {
+    let mut contenders = workload.contenders(cast);
+    let figures = workload.figures();
+    let most = plan.max_repeats.min(workload.max_repeats());
+    let least = plan.min_repeats.min(most);
+    // Of each contender, of each figure.
+    let mut samples = vec![vec![Vec::with_capacity(most); figures.len()]; contenders.len()];
+    let begun = Instant::now();
+    for repeat in 0..plan.warmups + most {
+        if repeat >= plan.warmups + least && begun.elapsed() > plan.enough {
+            break;
+        }
+        for turn in 0..contenders.len() {
+            let index = (repeat + turn) % contenders.len();
+            let values = (contenders[index].run)();
+            assert_eq!(values.len(), figures.len(), "{}: a value for each figure", contenders[index].name);
+            if repeat >= plan.warmups {
+                samples[index].iter_mut().zip(values).for_each(|(samples, value)| samples.push(value));
             }
         }
-        Results { name, rows: contenders.into_iter().zip(samples.into_iter().map(Spread::of)).collect() }
+    }
+    let rows = contenders.iter().zip(samples).map(|(contender, samples)| Row {
+        workload: workload.name(),
+        contender: contender.name.to_owned(),
+        role: contender.role,
+        allocator,
+        repeats: samples[0].len(),
+        ratio: None,
+        figures: figures.iter().zip(samples).map(|(&(name, unit), samples)| Figure::of(name, unit, samples)).collect(),
+    });
+    let mut rows: Vec<_> = rows.collect();
+    compare(&mut rows);
+    rows
+}
+
+/// Fills in how everyone does in comparison with the best peer.
+fn compare(rows: &mut [Row]) {
+    let peers = rows.iter().filter(|row| row.role == Role::Peer);
+    let Some(best) = peers.map(|row| row.figures[0].median).min_by(f64::total_cmp) else { return };
+    for row in rows {
+        let median = row.figures[0].median;
+        row.ratio = (median > 0.0).then(|| best / median);
     }
 }
 
-impl Spread {
-    fn of(mut samples: Vec<f64>) -> Self {
-        samples.sort_by(f64::total_cmp);
-        let at = |part: f64| samples[((samples.len() - 1) as f64 * part).round() as usize];
-        Self { p10: at(0.1), median: at(0.5), p90: at(0.9) }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl fmt::Display for Results {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "### {}\n", self.name)?;
-        writeln!(f, "| contender | ns/op, median | p10 .. p90 | M op/s | times the best peer's rate |")?;
-        writeln!(f, "|---|---:|---:|---:|---:|")?;
-        let peers = self.rows.iter().filter(|(contender, _)| contender.role == Role::Peer);
-        let best = peers.map(|(_, spread)| spread.median).fold(f64::INFINITY, f64::min);
-        for (contender, Spread { p10, median, p90 }) in &self.rows {
-            let (name, rate, ratio) = (contender.name, 1e3 / median, best / median);
-            writeln!(f, "| {name} | {median:.1} | {p10:.1} .. {p90:.1} | {rate:.3} | {ratio:.2} |")?;
+    struct Counted;
+
+    impl Workload for Counted {
+        fn name(&self) -> String {
+            "counted/calls".to_owned()
         }
-        Ok(())
-    }
-}
 
-/// What the numbers were taken on, and how busy it was.
-pub struct System {
-    cpus: usize,
-    model: String,
-    kernel: String,
-    load: String,
-}
+        fn what(&self) -> String {
+            "a call".to_owned()
+        }
 
-impl System {
-    pub fn now() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let model = read("/proc/cpuinfo").lines().find(|line| line.starts_with("model name")).unwrap_or("").to_owned();
-        Self {
-            cpus: std::thread::available_parallelism().map_or(0, usize::from),
-            model: model.split(':').next_back().unwrap_or("").trim().to_owned(),
-            kernel: read("/proc/sys/kernel/osrelease"),
-            load: read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" "),
+        fn contenders(&self, _: &Cast) -> Vec<Contender> {
+            let of = |name, role, value: f64| Contender::new(name, role, move || vec![value]);
+            vec![of("ours", Role::Ours, 10.0), of("slow", Role::Peer, 40.0), of("fast", Role::Peer, 20.0)]
         }
     }
-}
 
-impl fmt::Display for System {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpus, model, kernel, load } = self;
-        write!(f, "{cpus} CPUs ({model}), kernel {kernel}, load averages {load}")
+    #[test]
+    fn ratio_is_to_the_best_peer_and_warm_ups_are_not_counted() {
+        let plan = Plan { warmups: 2, min_repeats: 3, max_repeats: 5, enough: Duration::ZERO };
+        let rows = measure(&Counted, &Cast::new(1), plan, Allocator::System);
+        let ratios: Vec<_> = rows.iter().map(|row| (row.contender.as_str(), row.ratio, row.repeats)).collect();
+        assert_eq!(ratios, [("ours", Some(2.0), 3), ("slow", Some(0.5), 3), ("fast", Some(1.0), 3)]);
     }
 }

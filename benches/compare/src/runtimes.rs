@@ -4,10 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use crate::WORKERS;
-
-/// Runs futures on [`WORKERS`] threads. A handle: clones share the threads, which live as long as the process.
+/// Runs futures on threads of its own. A handle: clones share the threads, which live as long as the process.
 pub trait Runtime: Clone + Send + Sync + 'static {
     /// Gives a task's output. Must be detached or awaited: some contenders cancel a task when its handle is dropped.
     type Join<T: Send + 'static>: Future<Output = T> + Send + 'static;
@@ -18,19 +17,24 @@ pub trait Runtime: Clone + Send + Sync + 'static {
 
     fn detach<T: Send + 'static>(join: Self::Join<T>);
 
+    /// Awaits the future, or gives it up after that long. `None` where the contender has no timers.
+    fn timeout<F>(after: Duration, future: F) -> Option<impl Future<Output = Option<F::Output>> + Send>
+    where
+        F: Future<Output: Send> + Send;
+
     /// Lets other tasks run, in the way that the contender offers for it.
     fn yield_now() -> impl Future<Output = ()> + Send;
 }
 
 #[derive(Clone)]
-pub struct Corelane(corelane::Executor);
+pub struct Corelane(pub corelane::Executor);
 
 impl Corelane {
     /// A bulk priority, as that of the default lanes below `control`.
     const PRIORITY: u8 = 2;
 
-    pub fn start(pin: bool) -> Self {
-        Self(corelane::Executor::builder().workers(WORKERS).pin(pin).build().expect("threads can be started"))
+    pub fn start(workers: usize, pin: bool) -> Self {
+        Self(corelane::Executor::builder().workers(workers).pin(pin).build().expect("threads can be started"))
     }
 }
 
@@ -59,17 +63,24 @@ impl Runtime for Corelane {
         join.0.detach();
     }
 
+    fn timeout<F>(after: Duration, future: F) -> Option<impl Future<Output = Option<F::Output>> + Send>
+    where
+        F: Future<Output: Send> + Send,
+    {
+        Some(async move { corelane::timeout(after, future).await.ok() })
+    }
+
     fn yield_now() -> impl Future<Output = ()> + Send {
         corelane::yield_now()
     }
 }
 
 #[derive(Clone)]
-pub struct Tokio(tokio::runtime::Handle);
+pub struct Tokio(pub tokio::runtime::Handle);
 
 impl Tokio {
-    pub fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    pub fn start(workers: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
         let runtime: &'static _ = Box::leak(Box::new(runtime.expect("threads can be started")));
         Self(runtime.handle().clone())
     }
@@ -89,6 +100,13 @@ impl Runtime for Tokio {
         drop(join);
     }
 
+    fn timeout<F>(after: Duration, future: F) -> Option<impl Future<Output = Option<F::Output>> + Send>
+    where
+        F: Future<Output: Send> + Send,
+    {
+        Some(async move { tokio::time::timeout(after, future).await.ok() })
+    }
+
     fn yield_now() -> impl Future<Output = ()> + Send {
         tokio::task::yield_now()
     }
@@ -99,9 +117,9 @@ impl Runtime for Tokio {
 pub struct Smol(Arc<async_executor::Executor<'static>>);
 
 impl Smol {
-    pub fn start() -> Self {
+    pub fn start(workers: usize) -> Self {
         let executor = Arc::new(async_executor::Executor::new());
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             let executor = Arc::clone(&executor);
             std::thread::spawn(move || {
                 futures_lite::future::block_on(executor.run(std::future::pending::<()>()));
@@ -125,6 +143,13 @@ impl Runtime for Smol {
         join.detach();
     }
 
+    fn timeout<F>(_: Duration, _: F) -> Option<impl Future<Output = Option<F::Output>> + Send>
+    where
+        F: Future<Output: Send> + Send,
+    {
+        None::<std::future::Ready<_>>
+    }
+
     fn yield_now() -> impl Future<Output = ()> + Send {
         futures_lite::future::yield_now()
     }
@@ -135,9 +160,9 @@ impl Runtime for Smol {
 pub struct SmolStatic(&'static async_executor::StaticExecutor);
 
 impl SmolStatic {
-    pub fn start() -> Self {
+    pub fn start(workers: usize) -> Self {
         let executor: &'static _ = Box::leak(Box::new(async_executor::StaticExecutor::new()));
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             std::thread::spawn(move || {
                 futures_lite::future::block_on(executor.run(std::future::pending::<()>()));
             });
@@ -158,6 +183,13 @@ impl Runtime for SmolStatic {
 
     fn detach<T: Send + 'static>(join: Self::Join<T>) {
         join.detach();
+    }
+
+    fn timeout<F>(_: Duration, _: F) -> Option<impl Future<Output = Option<F::Output>> + Send>
+    where
+        F: Future<Output: Send> + Send,
+    {
+        None::<std::future::Ready<_>>
     }
 
     fn yield_now() -> impl Future<Output = ()> + Send {
