@@ -25,6 +25,7 @@ mod park;
 mod pool;
 mod rate;
 mod ready;
+mod shown;
 mod shutdown;
 
 use std::cell::Cell;

@@ -47,6 +47,8 @@ pub mod events {
     pub const QUEUE_COMMAND_CANCELLED: &str = "queue.command.cancelled";
     /// An attempt failed and another one follows. Also fields `attempt`, `error`, `delay_ms`.
     pub const QUEUE_COMMAND_RETRY: &str = "queue.command.retry";
+    /// A poll of a command has not returned for a while, and goes on. Also fields `worker`, `running_ms`.
+    pub const QUEUE_COMMAND_STUCK: &str = "queue.command.stuck";
     /// A command waited for too long and never starts. Also fields `error`, `waited_ms`.
     pub const QUEUE_COMMAND_EXPIRED: &str = "queue.command.expired";
     /// A command was dropped from a full lane before it started.
@@ -176,6 +178,16 @@ pub enum Transition {
         /// How long until it may start again.
         delay: Duration,
     },
+    /// A poll of it has lasted for longer than [`ExecutorBuilder::stuck_after`](crate::ExecutorBuilder::stuck_after), and
+    /// goes on: it blocks its worker. Told once for each such poll, while it runs.
+    StuckPoll {
+        /// Which.
+        command: CommandInfo,
+        /// The number of the worker, or of the spare, counted after the workers.
+        worker: usize,
+        /// How long at least.
+        running_for: Duration,
+    },
     /// It waited for longer than it was allowed to, and never starts.
     Expired {
         /// Which.
@@ -227,6 +239,7 @@ impl Transition {
             Self::TimedOut { .. } => events::QUEUE_COMMAND_TIMEOUT,
             Self::Cancelled { .. } => events::QUEUE_COMMAND_CANCELLED,
             Self::Retrying { .. } => events::QUEUE_COMMAND_RETRY,
+            Self::StuckPoll { .. } => events::QUEUE_COMMAND_STUCK,
             Self::Expired { .. } => events::QUEUE_COMMAND_EXPIRED,
             Self::Shed(_) => events::QUEUE_COMMAND_SHED,
             Self::DeadLettered { .. } => events::QUEUE_COMMAND_DEAD_LETTERED,
@@ -255,6 +268,10 @@ impl Transition {
                 let delay_ms = millis(*delay);
                 let fields =
                     vec![("attempt", json!(attempt)), ("error", json!(&**error)), ("delay_ms", json!(delay_ms))];
+                [command(info), fields].concat()
+            }
+            Self::StuckPoll { command: info, worker, running_for } => {
+                let fields = vec![("worker", json!(worker)), ("running_ms", json!(millis(*running_for)))];
                 [command(info), fields].concat()
             }
             Self::Expired { command: info, waited } => {

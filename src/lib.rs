@@ -23,8 +23,8 @@ pub use event::{
     events,
 };
 pub use executor::{
-    Cancel, Elapsed, Executor, ExecutorBuilder, LOWEST_PRIORITY, ShutdownReport, Sleep, Task, TaskError, Timeout,
-    WorkerStats, should_yield, sleep, timeout, yield_now,
+    Cancel, Elapsed, Executor, ExecutorBuilder, LOWEST_PRIORITY, ShutdownReport, Sleep, SpareStats, Task, TaskError,
+    Timeout, WorkerStats, should_yield, sleep, timeout, yield_now,
 };
 pub use id::CommandId;
 pub use limit::rate::{RateAlgorithm, RateLimitConfig, RateLimiter};

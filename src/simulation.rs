@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
-use crate::executor::{Executor, Local};
+use crate::executor::{Executor, Local, Shape};
 
 /// Runs an [`Executor`] without threads: the same queues, choices and timers, one step at a time.
 ///
@@ -42,7 +42,7 @@ impl Simulation {
     #[must_use]
     pub fn new(workers: usize, seed: u64) -> Self {
         let workers = workers.clamp(1, crate::executor::MAX_WORKERS);
-        let executor = Executor::without_threads(workers, Clock::virtual_time());
+        let executor = Executor::without_threads(Shape::plain(workers), Clock::virtual_time());
         let shared = executor.shared();
         let workers = (0..workers).map(|index| Local::new(shared, index, seed.wrapping_add(index as u64))).collect();
         Self { executor, workers, random: seed ^ 0x9E37_79B9_7F4A_7C15 | 1, seed }

@@ -13,6 +13,9 @@
 //! | `wheel`, `timers`, `time` | timers, per worker |
 //! | `waiting` | tasks that wait, to be ended when the executor closes |
 //! | `watch` | attempts that block past their deadline |
+//! | `shown` | what a worker polls, as the watch may see it |
+//! | `stuck` | polls that do not end |
+//! | `spare` | threads that run what waits behind such polls |
 //! | `shared` | what the workers share, and when it is freed |
 
 mod floor;
@@ -21,9 +24,12 @@ mod lift;
 pub(crate) mod park;
 pub(crate) mod ready;
 mod shared;
+pub(crate) mod shown;
 pub(crate) mod slot;
+mod spare;
 mod stats;
 mod steal;
+mod stuck;
 mod task;
 mod time;
 mod timers;
@@ -43,13 +49,14 @@ use std::time::Duration;
 
 pub(crate) use lift::{lift, schedule_liftable};
 pub(crate) use park::MAX_WORKERS;
-pub use stats::{ShutdownReport, WorkerStats};
+pub(crate) use shown::{About, Record, Report, show_during};
+pub use stats::{ShutdownReport, SpareStats, WorkerStats};
 pub use task::{Cancel, Task, TaskError};
 pub(crate) use task::{Handle, Runnable, TaskRef, discard_panic, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
 pub(crate) use time::{now, sleep_until};
 pub(crate) use timers::TimerKey;
-pub(crate) use watch::{Watched, expiring_waker};
+pub(crate) use watch::expiring_waker;
 pub(crate) use worker::Local;
 
 use event_listener::Event;
@@ -57,7 +64,7 @@ use event_listener::Event;
 use crate::clock::Clock;
 use crate::error::ConfigErrors;
 use life::Birth;
-pub(crate) use shared::{Closing, Shared};
+pub(crate) use shared::{Closing, Shape, Shared};
 use shared::{PRIORITIES, Phase};
 
 /// The worst priority; 0 is the best.
@@ -103,7 +110,13 @@ impl Drop for Core {
 pub struct ExecutorBuilder {
     workers: Option<usize>,
     pin: bool,
+    stuck_after: Option<Duration>,
+    spares: Option<usize>,
 }
+
+/// Shorter polls are what polls are like, and to look for them costs more than it helps.
+const STUCK_AFTER_MIN: Duration = Duration::from_millis(1);
+const STUCK_AFTER: Duration = Duration::from_millis(10);
 
 impl ExecutorBuilder {
     /// How many worker threads to start: 1 to 56. Default: one for each CPU that the process may use (its affinity mask
@@ -120,6 +133,27 @@ impl ExecutorBuilder {
         self
     }
 
+    /// When a poll counts as stuck. Default: 10 ms; at least 1 ms; `None`: never.
+    ///
+    /// A thread looks at the workers twice in this time while any of them is awake, and notices such a poll while it runs: it
+    /// counts it ([`WorkerStats::stuck`]), tells of it ([`Transition::StuckPoll`](crate::Transition::StuckPoll), and a warning
+    /// by `tracing`), wakes others for what waits behind it, and calls a spare thread if all workers are stuck.
+    pub fn stuck_after(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.stuck_after = limit.into();
+        self
+    }
+
+    /// How many spare threads may run tasks while every worker is stuck in a poll. Default: 1, or none beside 56 workers; 0:
+    /// none. Workers and spares together are at most 56.
+    ///
+    /// A spare is started when it is first needed. It runs what waits, by priority, as a worker does, until a worker is free
+    /// again; meanwhile more polls run at a time than there are workers. It is not bound to a CPU. Without
+    /// [`stuck_after`](Self::stuck_after) none is ever called.
+    pub fn spare_threads(mut self, spares: usize) -> Self {
+        self.spares = Some(spares);
+        self
+    }
+
     /// Starts the workers.
     ///
     /// # Errors
@@ -127,12 +161,25 @@ impl ExecutorBuilder {
     /// All problems of the configuration at once, or the system's refusal to start a thread.
     pub fn build(self) -> Result<Executor, ConfigErrors> {
         let workers = self.workers.unwrap_or_else(topology::default_workers);
+        let room = park::MAX_WORKERS.saturating_sub(workers);
+        let spares = self.spares.unwrap_or(room.min(1));
         let mut errors = ConfigErrors::default();
         if workers == 0 || workers > park::MAX_WORKERS {
             errors.push("workers", workers, format!("use 1 to {}", park::MAX_WORKERS));
         }
+        if spares > room {
+            errors.push(
+                "spare_threads",
+                spares,
+                format!("use at most {room}: with the workers, {}", park::MAX_WORKERS),
+            );
+        }
+        if let Some(limit) = self.stuck_after.filter(|limit| *limit < STUCK_AFTER_MIN) {
+            errors.push("stuck_after", format!("{limit:?}"), format!("use at least {STUCK_AFTER_MIN:?}, or None"));
+        }
         errors.into_result()?;
-        let executor = Executor::without_threads(workers, Clock::system());
+        let executor =
+            Executor::without_threads(Shape { workers, spares, stuck_after: self.stuck_after }, Clock::system());
         let cores = if self.pin { topology::plan(workers) } else { vec![None; workers] };
         for (index, core) in cores.into_iter().enumerate() {
             if let Err(error) = executor.start_worker(index, core) {
@@ -172,7 +219,7 @@ impl Executor {
 
     /// Configures an executor of its own. Most programs want [`Executor::global`].
     pub fn builder() -> ExecutorBuilder {
-        ExecutorBuilder { workers: None, pin: true }
+        ExecutorBuilder { workers: None, pin: true, stuck_after: Some(STUCK_AFTER), spares: None }
     }
 
     /// The executor that the process shares, started at the first call and never closed unless asked to.
@@ -258,49 +305,43 @@ impl Executor {
         ShutdownReport { unfinished, busy_workers: threads(), waited: shared.clock.now().since(begun) }
     }
 
-    /// What each worker has done.
+    /// What each worker has done. Spares: see [`Executor::spare_stats`].
     #[must_use]
     pub fn worker_stats(&self) -> Vec<WorkerStats> {
-        let counters = self.shared().workers.iter().map(|worker| &worker.counters);
-        counters
-            .map(|counters| WorkerStats {
-                polls: counters.polls.get(),
-                steals: counters.steals.get(),
-                parks: counters.parks.get(),
-                wakes: counters.wakes.get(),
-                timers: counters.timers.get(),
-            })
-            .collect()
+        let shared = self.shared();
+        shared.workers[..shared.regular].iter().map(|worker| worker.counters.stats()).collect()
     }
 
-    /// How many workers there are.
+    /// What each spare thread has done; also for those that were never needed.
+    #[must_use]
+    pub fn spare_stats(&self) -> Vec<SpareStats> {
+        let shared = self.shared();
+        let workers = shared.workers[shared.regular..].iter().map(|worker| worker.counters.stats());
+        shared.spares.iter().zip(workers).map(|(spare, worker)| spare.stats(worker)).collect()
+    }
+
+    /// How many workers there are, without the spares.
     #[must_use]
     pub fn workers(&self) -> usize {
-        self.shared().workers.len()
+        self.shared().regular
     }
 
     pub(crate) fn shared(&self) -> &'static Shared {
         self.core.shared
     }
 
-    pub(crate) fn without_threads(workers: usize, clock: Clock) -> Self {
+    pub(crate) fn without_threads(shape: Shape, clock: Clock) -> Self {
         task_graveyard_sweep();
-        Self { core: Arc::new(Core { shared: Box::leak(Box::new(Shared::new(workers, clock))) }) }
+        Self { core: Arc::new(Core { shared: Box::leak(Box::new(Shared::new(shape, clock))) }) }
     }
 
     fn start_worker(&self, index: usize, core: Option<core_affinity::CoreId>) -> std::io::Result<()> {
-        let shared = self.shared();
-        shared.add_user();
-        shared.threads.fetch_add(1, Ordering::Relaxed);
-        let thread = std::thread::Builder::new().name(format!("corelane-{index}")).spawn(move || {
+        start_thread(self.shared(), index, format!("corelane-{index}"), move |local| {
             if let Some(core) = core {
                 topology::pin(core);
             }
-            let _ = shared.workers[index].thread.set(std::thread::current());
-            Local::new(shared, index, 0x9E37_79B9_7F4A_7C15 ^ (index as u64 + 1)).drive();
-            end_thread(shared);
-        });
-        thread.map(drop).inspect_err(|_| end_thread(shared))
+            local.drive();
+        })
     }
 }
 
@@ -315,6 +356,25 @@ pub(crate) fn schedule_admitted(runnable: Runnable) {
     let meta = runnable.metadata();
     let (shared, priority) = (meta.shared, meta.priority());
     shared.push_admitted(priority, runnable);
+}
+
+/// Starts the thread of a worker or a spare. The caller keeps what is shared in memory until it is started.
+fn start_thread(
+    shared: &'static Shared,
+    index: usize,
+    name: String,
+    run: impl FnOnce(&Local) + Send + 'static,
+) -> std::io::Result<()> {
+    shared.add_user();
+    shared.threads.fetch_add(1, Ordering::Relaxed);
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let _ = shared.workers[index].thread.set(std::thread::current());
+        // ORDERING: pairs with the fence in `Shared::enter_phase`.
+        fence(Ordering::SeqCst);
+        run(&Local::new(shared, index, 0x9E37_79B9_7F4A_7C15 ^ (index as u64 + 1)));
+        end_thread(shared);
+    });
+    thread.map(drop).inspect_err(|_| end_thread(shared))
 }
 
 fn end_thread(shared: &'static Shared) {

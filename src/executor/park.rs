@@ -8,7 +8,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Most workers one executor can have: one sleep bit each, and eight bits for the searcher count.
+/// Most workers one executor can have, spares included: one sleep bit each, and eight bits for the searcher count.
 pub(crate) const MAX_WORKERS: usize = 56;
 
 /// One searcher. The count sits above the sleep bits.
@@ -46,10 +46,16 @@ impl Idle {
         searching(word) > 0 || sleeping(word) == 0
     }
 
-    /// A sleeper, if there is one: a hint for where to put an item. May be stale.
-    pub(crate) fn sleeper_hint(&self) -> Option<usize> {
-        let sleepers = sleeping(self.word.load(Ordering::Relaxed));
+    /// A sleeper among the first `workers`, if there is one: a hint for where to put an item. May be stale.
+    pub(crate) fn sleeper_hint(&self, workers: usize) -> Option<usize> {
+        let sleepers = sleeping(self.word.load(Ordering::Relaxed)) & first(workers);
         (sleepers != 0).then(|| sleepers.trailing_zeros() as usize)
+    }
+
+    /// Whether each of the first `workers` sleeps.
+    pub(crate) fn all_asleep(&self, workers: usize) -> bool {
+        // ORDERING: acquire, so that what a worker did before it went to sleep is seen.
+        self.word.load(Ordering::Acquire) & first(workers) == first(workers)
     }
 
     /// Called after publishing work: claims a sleeper unless a searcher will find the work. The caller unparks it.
@@ -122,6 +128,11 @@ impl Idle {
     pub(crate) fn asleep(&self, worker: usize) -> Asleep {
         if self.word.load(Ordering::Acquire) & (1 << worker) != 0 { Asleep::Park } else { Asleep::Claimed }
     }
+}
+
+/// The sleep bits of the first workers.
+fn first(workers: usize) -> u64 {
+    (1 << workers) - 1
 }
 
 fn sleeping(word: u64) -> u64 {

@@ -8,9 +8,10 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
+use std::time::Duration;
 
 use crossbeam_deque::Stealer;
 use crossbeam_queue::SegQueue;
@@ -20,6 +21,8 @@ use event_listener::Event;
 use super::floor::Floor;
 use super::park::Idle;
 use super::ready::Ready;
+use super::shown::Shown;
+use super::spare::Spare;
 use super::stats::Counter;
 use super::task::Runnable;
 use super::timers::Timers;
@@ -39,7 +42,14 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) idle: Idle,
     pub(crate) ready: Ready,
+    /// The workers, and after them the spares.
     pub(crate) workers: Box<[Remote]>,
+    pub(crate) regular: usize,
+    pub(super) spares: Box<[Spare]>,
+    /// The one worker is the only one that runs tasks: it needs no masks, no thieves and no search.
+    pub(super) alone: AtomicBool,
+    /// How long a poll may last before it counts as stuck; none if nobody looks.
+    pub(super) stuck_after: Option<Duration>,
     pub(crate) watch: Watch,
     /// Notified when a task count reaches zero while draining, and when a worker thread ends.
     pub(crate) changed: Event,
@@ -68,6 +78,21 @@ impl fmt::Debug for dyn Closing {
     }
 }
 
+/// What an executor is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) workers: usize,
+    pub(crate) spares: usize,
+    pub(crate) stuck_after: Option<Duration>,
+}
+
+impl Shape {
+    /// Workers that nobody watches.
+    pub(crate) const fn plain(workers: usize) -> Self {
+        Self { workers, spares: 0, stuck_after: None }
+    }
+}
+
 /// What others may touch of a worker.
 #[derive(Debug)]
 pub(crate) struct Remote {
@@ -77,6 +102,8 @@ pub(crate) struct Remote {
     pub(crate) waiting: Waiting,
     /// Set by the worker's thread; a simulated worker has none.
     pub(crate) thread: OnceLock<Thread>,
+    /// Written by the worker, and for a moment by the watch.
+    pub(crate) shown: CachePadded<Shown>,
     /// Written by the worker only.
     pub(crate) tasks: CachePadded<TaskCount>,
     pub(crate) counters: CachePadded<WorkerCounters>,
@@ -98,11 +125,15 @@ pub(crate) struct TaskCount {
 
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
+    /// Polls begun, and ended: a poll runs while the two differ.
     pub(crate) polls: Counter,
+    pub(crate) ended: Counter,
     pub(crate) steals: Counter,
     pub(crate) parks: Counter,
     pub(crate) wakes: Counter,
     pub(crate) timers: Counter,
+    /// Written by the watch only.
+    pub(crate) stuck: Counter,
 }
 
 /// Where an executor is in its life. Only moves forward.
@@ -117,13 +148,19 @@ pub(crate) enum Phase {
 }
 
 impl Shared {
-    pub(crate) fn new(workers: usize, clock: Clock) -> Self {
+    pub(crate) fn new(shape: Shape, clock: Clock) -> Self {
+        let Shape { workers, spares, stuck_after } = shape;
+        let all = workers + spares;
         Self {
             clock,
             idle: Idle::new(),
-            ready: Ready::new(workers),
-            workers: (0..workers).map(|_| Remote::new()).collect(),
-            watch: Watch::new(workers),
+            ready: Ready::new(all),
+            workers: (0..all).map(|_| Remote::new()).collect(),
+            regular: workers,
+            spares: (0..spares).map(|_| Spare::default()).collect(),
+            alone: AtomicBool::new(workers == 1),
+            stuck_after,
+            watch: Watch::new(),
             changed: Event::new(),
             phase: CachePadded::new(AtomicU8::new(Phase::Open as u8)),
             users: AtomicUsize::new(1),
@@ -147,6 +184,8 @@ impl Shared {
     /// Moves on to `phase` and wakes every worker to notice.
     pub(crate) fn enter_phase(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::SeqCst);
+        // ORDERING: pairs with the fence of a thread that has just shown its handle: it sees the phase, or we the handle.
+        fence(Ordering::SeqCst);
         for worker in 0..self.workers.len() {
             self.unpark(worker);
         }
@@ -223,11 +262,12 @@ impl Shared {
 
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
         // A sleeper's inbox saves the hop through a steal.
-        let worker = self.idle.sleeper_hint().unwrap_or_else(|| self.outside_worker());
+        let worker = self.idle.sleeper_hint(self.regular).unwrap_or_else(|| self.outside_worker());
         self.push_to(worker, priority, runnable);
     }
 
-    fn push_to(&'static self, worker: usize, priority: u8, runnable: Runnable) {
+    /// Puts a task into a worker's inbox. Never a spare's: nobody looks after that while it is off duty.
+    pub(super) fn push_to(&'static self, worker: usize, priority: u8, runnable: Runnable) {
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
         // ORDERING: `announce` fenced. The last thread to end counts itself off, fences, then empties the inboxes: either it
@@ -252,7 +292,7 @@ impl Shared {
             // Must not depend on what the thread did before.
             Clock::Virtual(_) => self.simulated_turn.fetch_add(1, Ordering::Relaxed),
         };
-        turn % self.workers.len()
+        turn % self.regular
     }
 
     /// Drops what is in the inboxes: the executor is closed. What that pushes back from this thread is dropped by the same
@@ -293,6 +333,13 @@ impl Shared {
         if let Some(thread) = self.workers[worker].thread.get() {
             thread.unpark();
         }
+    }
+
+    /// Announces what waits with a worker whose poll does not end: that it was pushed may have been missed, and the worker itself
+    /// makes up for that only at its next dispatch.
+    pub(super) fn show_work_of(&self, worker: usize) {
+        let occupied = |priority: &u8| self.workers[worker].occupied(*priority);
+        (0..PRIORITIES as u8).filter(occupied).for_each(|priority| self.ready.announce(worker, priority));
     }
 
     /// Whether any queue holds an item: exact for what was published before.
@@ -401,6 +448,7 @@ impl Remote {
             timers: Timers::new(),
             waiting: Waiting::default(),
             thread: OnceLock::new(),
+            shown: CachePadded::new(Shown::new()),
             tasks: CachePadded::default(),
             counters: CachePadded::default(),
         }

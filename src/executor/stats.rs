@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::shared::WorkerCounters;
+
 /// A count with one writer, which therefore needs no read-modify-write.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -15,6 +17,19 @@ impl Counter {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl WorkerCounters {
+    pub(super) fn stats(&self) -> WorkerStats {
+        WorkerStats {
+            polls: self.polls.get(),
+            steals: self.steals.get(),
+            parks: self.parks.get(),
+            wakes: self.wakes.get(),
+            timers: self.timers.get(),
+            stuck: self.stuck.get(),
+        }
     }
 }
 
@@ -32,6 +47,21 @@ pub struct WorkerStats {
     pub wakes: u64,
     /// Timers that this worker fired.
     pub timers: u64,
+    /// Polls that lasted for longer than [`ExecutorBuilder::stuck_after`](super::ExecutorBuilder::stuck_after).
+    pub stuck: u64,
+}
+
+/// What a spare thread has done since the executor was made; see
+/// [`ExecutorBuilder::spare_threads`](super::ExecutorBuilder::spare_threads).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpareStats {
+    /// Whether it runs tasks at present.
+    pub on_duty: bool,
+    /// Times it was put on duty.
+    pub duties: u64,
+    /// As for a worker.
+    pub worker: WorkerStats,
 }
 
 /// What an executor was left with when it closed; see [`Executor::shutdown`](super::Executor::shutdown).
@@ -40,7 +70,7 @@ pub struct WorkerStats {
 pub struct ShutdownReport {
     /// Tasks that had not finished at the limit. They are cancelled, apart from those whose current poll finishes them.
     pub unfinished: u64,
-    /// Workers whose current poll had not returned; their threads end when it does.
+    /// Workers and spares whose current poll had not returned; their threads end when it does.
     pub busy_workers: usize,
     /// How long the call waited.
     pub waited: Duration,

@@ -133,7 +133,7 @@ impl Local {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::executor::Executor;
+    use crate::executor::{Executor, Shape};
 
     fn workers(executor: &Executor) -> Vec<Local> {
         (0..executor.workers()).map(|index| Local::new(executor.shared(), index, index as u64 + 1)).collect()
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn lone_tasks_of_several_stuck_owners_are_all_taken_after_some_looks() {
-        let executor = Executor::without_threads(3, Clock::virtual_time());
+        let executor = Executor::without_threads(Shape::plain(3), Clock::virtual_time());
         let workers = workers(&executor);
         spawn_on(&workers[0], &executor, 5);
         spawn_on(&workers[1], &executor, 5);
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn nothing_lower_is_taken_before_a_lone_task_that_is_left() {
-        let executor = Executor::without_threads(3, Clock::virtual_time());
+        let executor = Executor::without_threads(Shape::plain(3), Clock::virtual_time());
         let workers = workers(&executor);
         spawn_on(&workers[0], &executor, 5);
         (0..4).for_each(|_| spawn_on(&workers[1], &executor, 9));
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_latency_lane_is_never_left() {
-        let executor = Executor::without_threads(2, Clock::virtual_time());
+        let executor = Executor::without_threads(Shape::plain(2), Clock::virtual_time());
         let workers = workers(&executor);
         spawn_on(&workers[0], &executor, 0);
         assert!(workers[1].next_task().is_some());

@@ -308,7 +308,7 @@ impl TaskRef {
     pub(crate) fn meta(&self) -> &Meta {
         // SAFETY: `new` made this from the metadata in the cell and gave it to the cell's future and to its handle only.
         // Both keep the cell alive and in place; the handle checks that it is attached (`Task::meta`). The watch borrows
-        // the future's, under the lock of a slot that the future clears before it goes on; a `Handle` has a waker of the
+        // the future's, under a claim that the future waits for before it goes on (`shown`); a `Handle` has a waker of the
         // task along with it, which keeps the cell, too. The metadata is never borrowed mutably before the cell is
         // destroyed, after all of them.
         unsafe { self.0.as_ref() }

@@ -72,9 +72,10 @@ impl Timers {
 }
 
 impl Shared {
-    /// Sets a timer on the calling worker's wheel, or from outside on some worker's.
+    /// Sets a timer on the calling worker's wheel, or from outside on some worker's. A spare is outside: it may be off duty
+    /// by then.
     pub(crate) fn set_timer(&'static self, deadline: Tick, waker: Waker) -> TimerKey {
-        let own = Local::with_current(self, |local| local.map(Local::index));
+        let own = Local::with_current(self, |local| local.map(Local::index)).filter(|own| *own < self.regular);
         let worker = own.unwrap_or_else(|| self.outside_worker());
         let timers = &self.workers[worker].timers;
         let (key, first) = {

@@ -1,47 +1,46 @@
-//! The watch: ends attempts whose poll is stuck past their deadline.
+//! The watch: a thread that sees what workers which are stuck in a poll can not.
 //!
-//! A deadline is normally seen by the attempt itself, at an await. One that blocks its worker never gets there, so a
-//! worker shows what it polls in a slot of its own while the attempt has a deadline, and one thread looks at the slots
-//! when the earliest deadline passes. The thread is started for the first such attempt and sleeps without a timer while
-//! there is neither such an attempt nor any timer. It also fires timers whose owner is stuck.
+//! A deadline is normally seen by the attempt itself, at an await. One that blocks its worker never gets there, so a worker
+//! shows what it polls (`shown`), and the watch looks when the earliest deadline passes. It also fires timers whose owner is
+//! stuck, looks after priorities that starve (`floor`) and samples the workers' polls (`stuck`). The thread is started when it
+//! is first needed, and sleeps without a timer while there is nothing to look for.
 //!
-//! `next` is when the thread looks next. A worker shows its attempt, fences, and reads `next`; the thread writes `next`,
-//! fences, and reads the slots: one of them sees the other.
+//! `next` is when the thread looks next. Whoever wants a look publishes what is to be looked at, fences, and reads `next`;
+//! the thread writes `next`, fences, and looks: one of them sees the other.
 
+use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
 use super::life::End;
 use super::shared::{Phase, Shared};
+use super::shown::Look;
+use super::stuck::Sampler;
 use super::task::TaskRef;
-use super::worker::Local;
 use crate::clock::{Clock, Tick};
 
 /// How long after a timer's deadline its owner counts as stuck.
 const TIMER_GRACE: Duration = Duration::from_millis(5);
 
-/// An attempt that is being polled, and its deadline.
-type Shown = (Tick, TaskRef);
-
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// What each worker polls, if it has a deadline. The lock keeps the attempt alive while the thread ends it.
-    slots: Box<[Mutex<Option<Shown>>]>,
     next: AtomicU64,
     started: AtomicBool,
     thread: OnceLock<Thread>,
+    /// Looks for stuck polls; see `stuck`.
+    sampling: AtomicBool,
 }
 
 impl Watch {
-    pub(crate) fn new(workers: usize) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            slots: (0..workers).map(|_| Mutex::new(None)).collect(),
             next: AtomicU64::new(u64::MAX),
             started: AtomicBool::new(false),
             thread: OnceLock::new(),
+            sampling: AtomicBool::new(false),
         }
     }
 
@@ -51,8 +50,13 @@ impl Watch {
         }
     }
 
-    fn slot(&self, worker: usize) -> MutexGuard<'_, Option<Shown>> {
-        self.slots[worker].lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn is_sampling(&self) -> bool {
+        self.sampling.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it was before.
+    pub(super) fn set_sampling(&self, sampling: bool) -> bool {
+        self.sampling.swap(sampling, Ordering::AcqRel)
     }
 }
 
@@ -79,34 +83,6 @@ pub(crate) fn expiring_waker(task: TaskRef, deadline: Tick, waker: &Waker) -> Wa
         }
     }
     Arc::new(Expire { deadline, waker: waker.clone(), task }).into()
-}
-
-/// While this lives, the watch ends the task at its deadline.
-#[derive(Debug)]
-pub(crate) struct Watched {
-    slot: Option<(&'static Shared, usize)>,
-}
-
-impl Watched {
-    /// Called by the attempt itself, on a worker, around a poll.
-    pub(crate) fn new(task: TaskRef, deadline: Tick) -> Self {
-        let shared = task.meta().shared;
-        let Some(worker) = Local::with_current(shared, |local| local.map(Local::index)) else {
-            return Self { slot: None };
-        };
-        *shared.watch.slot(worker) = Some((deadline, task));
-        fence(Ordering::SeqCst);
-        shared.look_by(deadline);
-        Self { slot: Some((shared, worker)) }
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if let Some((shared, worker)) = self.slot {
-            *shared.watch.slot(worker) = None;
-        }
-    }
 }
 
 impl Shared {
@@ -136,8 +112,9 @@ impl Shared {
         let thread = std::thread::Builder::new().name("corelane-watch".into()).spawn(move || {
             let _ = self.watch.thread.set(std::thread::current());
             fence(Ordering::SeqCst);
+            let mut sampler = Sampler::new(self);
             while self.phase() != Phase::Closed {
-                match self.watch_look().since(self.clock.now()) {
+                match self.watch_look(&mut sampler).since(self.clock.now()) {
                     Duration::ZERO => {}
                     until if until > Duration::from_secs(1 << 30) => std::thread::park(),
                     until => std::thread::park_timeout(until),
@@ -147,12 +124,12 @@ impl Shared {
         });
         if let Err(error) = thread {
             self.release();
-            tracing::error!(%error, "no thread for the watch: attempts that block past their deadline are ended late");
+            tracing::error!(%error, "no thread for the watch: polls that block are not noticed, and end late");
         }
     }
 
     /// Ends what is overdue; returns when to look next.
-    pub(crate) fn watch_look(&self) -> Tick {
+    fn watch_look(&'static self, sampler: &mut Sampler) -> Tick {
         let now = self.clock.now();
         let planned = Tick::from_nanos(self.watch.next.load(Ordering::Acquire));
         if planned > now {
@@ -163,19 +140,13 @@ impl Shared {
         let mut next = Tick::NEVER;
         // Woken without a lock: it is others' code.
         let mut woken = Vec::new();
-        for (worker, remote) in self.workers.iter().enumerate() {
-            {
-                let mut slot = self.watch.slot(worker);
-                match *slot {
-                    Some((deadline, task)) if deadline <= now => {
-                        let meta = task.meta();
-                        if meta.life.try_end(End::Expired).is_ok() {
-                            woken.extend(meta.timed.as_ref().and_then(|timed| timed.early.take()));
-                        }
-                        *slot = None;
-                    }
-                    Some((deadline, _)) => next = next.min(deadline),
-                    None => {}
+        for remote in &self.workers {
+            if let Some(look) = Look::at(remote) {
+                let record = look.record();
+                if record.deadline > now {
+                    next = next.min(record.deadline);
+                } else if record.task.meta().life.try_end(End::Expired).is_ok() {
+                    woken.extend(record.task.meta().timed.as_ref().and_then(|timed| timed.early.take()));
                 }
             }
             if remote.timers.next_hint().plus(TIMER_GRACE) <= now {
@@ -184,8 +155,31 @@ impl Shared {
             next = next.min(remote.timers.next_hint().plus(TIMER_GRACE));
         }
         woken.into_iter().for_each(super::wake_contained);
-        let next = next.min(self.look_at_floor(now));
+        let next = next.min(self.look_at_floor(now)).min(sampler.look(now));
         let next = self.watch.next.fetch_min(next.as_nanos(), Ordering::AcqRel).min(next.as_nanos());
         Tick::from_nanos(next)
+    }
+}
+
+#[cfg(all(test, not(corelane_loom)))]
+mod tests {
+    use super::*;
+    use crate::executor::Executor;
+
+    #[test]
+    fn the_watch_sleeps_without_a_timer_once_all_workers_sleep() {
+        for workers in [1, 2, 4] {
+            let executor = Executor::builder().workers(workers).pin(false).build().expect("a valid configuration");
+            let watch = &executor.shared().watch;
+            for _ in 0..3 {
+                let seen = executor.spawn(3, async { watch.is_sampling() });
+                assert!(executor.block_on(seen).expect("it runs"), "a poll that nobody would have seen");
+                let begun = executor.clock().now();
+                while watch.is_sampling() || watch.next.load(Ordering::Acquire) != Tick::NEVER.as_nanos() {
+                    assert!(executor.clock().now().since(begun) < Duration::from_secs(60), "it looks for ever");
+                    std::thread::yield_now();
+                }
+            }
+        }
     }
 }

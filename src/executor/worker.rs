@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -121,9 +122,10 @@ impl Local {
         const STAY: u32 = 8;
         let admitted = self.admitted.get().wrapping_add(1);
         self.admitted.set(admitted);
-        let workers = self.shared.workers.len();
-        let spreads = workers > 1 && admitted.is_multiple_of(STAY);
-        spreads.then(|| (self.index + 1 + self.random() as usize % (workers - 1)) % workers)
+        let workers = self.shared.regular;
+        let others = workers - usize::from(self.index < workers);
+        let spreads = others > 0 && admitted.is_multiple_of(STAY);
+        spreads.then(|| (self.index + 1 + self.random() as usize % others) % workers)
     }
 
     pub(super) fn push(&self, priority: u8, runnable: Runnable) -> usize {
@@ -194,8 +196,10 @@ impl Local {
     /// Polls a task.
     pub(crate) fn run(&self, task: Runnable) {
         self.running.set(task.metadata().priority());
-        self.remote().counters.polls.add(1);
+        let counters = &self.remote().counters;
+        counters.polls.add(1);
         task.run();
+        counters.ended.add(1);
     }
 
     /// Fires the timers that are due.
@@ -221,11 +225,20 @@ impl Local {
     /// The loop of a worker's thread: runs until the executor is closed.
     pub(crate) fn drive(&self) {
         let entered = self.enter();
+        self.work(|| self.shared.phase() != Phase::Closed);
+        self.drop_queued();
+        drop(entered);
+    }
+
+    /// Runs tasks, and sleeps while there are none, for as long as `goes_on` says.
+    pub(super) fn work(&self, goes_on: impl Fn() -> bool) {
         let idle = &self.shared.idle;
         let mut search = Search::new();
         // Whether this worker is counted as searching in `idle`.
         let mut searching = false;
-        while self.shared.phase() != Phase::Closed {
+        // Whether it has run nothing since it last slept.
+        let mut rested = true;
+        while goes_on() {
             self.fire_timers();
             match self.next_task() {
                 Some(task) => {
@@ -238,6 +251,10 @@ impl Local {
                         }
                     } else {
                         self.wake_for_local_work_waiting();
+                    }
+                    if rested {
+                        rested = false;
+                        self.shared.have_polls_sampled();
                     }
                     // What was woken after the executor was closed is seen to be so here: popping it synchronised with the push.
                     if self.shared.phase() == Phase::Closed {
@@ -253,20 +270,21 @@ impl Local {
                 }
                 None if !self.alone() && search.goes_on(|| self.shared.clock.now()) => Search::pause(),
                 None => {
-                    self.sleep();
+                    self.sleep(&goes_on);
+                    rested = true;
                     search.begin(self.shared.clock.now());
                 }
             }
         }
-        if searching {
-            let _last = idle.end_search();
+        // As if it had found something: a spare leaves others behind.
+        if searching && idle.end_search() && self.shared.work_waits() {
+            self.wake_one();
         }
-        self.drop_queued();
-        drop(entered);
     }
 
-    /// Sleeps until claimed by a notifier or until the next timer. Called while searching, and leaves searching.
-    fn sleep(&self) {
+    /// Sleeps until claimed by a notifier, until the next timer, or until `goes_on` says no. Called while searching, and leaves
+    /// searching.
+    fn sleep(&self, goes_on: &impl Fn() -> bool) {
         let idle = &self.shared.idle;
         idle.begin_sleep(self.index);
         if self.work_for_me() {
@@ -276,7 +294,10 @@ impl Local {
         self.remote().counters.parks.add(1);
         let deadline = self.remote().timers.next_deadline();
         while idle.asleep(self.index) == Asleep::Park {
-            if self.shared.phase() != Phase::Open && self.leave_bed() {
+            if self.shared.phase() != Phase::Open {
+                self.shared.notice_drained();
+            }
+            if !goes_on() {
                 return idle.cancel_sleep(self.index);
             }
             match deadline.map(|deadline| deadline.since(self.shared.clock.now())) {
@@ -285,12 +306,6 @@ impl Local {
                 Some(left) => std::thread::park_timeout(left),
             }
         }
-    }
-
-    /// While the executor shuts down: whether to stop sleeping.
-    fn leave_bed(&self) -> bool {
-        self.shared.notice_drained();
-        self.shared.phase() == Phase::Closed
     }
 
     /// Whether there is anything this worker could run.
@@ -375,9 +390,18 @@ impl Local {
         &self.shared.workers[self.index]
     }
 
-    /// One worker needs no masks, no thieves and no search.
+    /// One worker needs no masks, no thieves and no search, while no spare is on duty.
     fn alone(&self) -> bool {
-        self.shared.workers.len() == 1
+        self.index == 0 && self.shared.alone.load(Ordering::Relaxed)
+    }
+
+    /// Hands what is queued here to the workers: a spare leaves.
+    pub(super) fn hand_over(&self) {
+        for priority in priorities(self.nonempty.replace(0)) {
+            while let Some(task) = self.deque(priority).pop() {
+                self.shared.push_to(self.shared.outside_worker(), priority, task);
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
 
@@ -14,8 +15,12 @@ use super::context::Running;
 use super::extra::Span;
 use crate::clock::Tick;
 use crate::error::Result;
+use crate::event::{CommandInfo, Transition};
 use crate::executor::life::End;
-use crate::executor::{Handle, Sleep, TaskRef, Watched, discard_panic, expiring_waker, panic_message};
+use crate::executor::{
+    About, Handle, Record, Report, Sleep, TaskRef, discard_panic, expiring_waker, panic_message, show_during,
+};
+use crate::id::CommandId;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -65,9 +70,11 @@ struct Timer {
 
 pin_project! {
     /// Resolves once the command has really stopped: its future is dropped by then.
-    pub(super) struct Attempt<'a, F> {
+    pub(super) struct Attempt<'a, F, K> {
         #[pin]
         future: Option<F>,
+        // Says what type of command this is.
+        kind: Option<K>,
         task: TaskRef,
         lane: &'a LaneCore,
         // None only while it is being polled.
@@ -77,7 +84,7 @@ pin_project! {
         // Set when a command with a limit first has to wait; one that does not costs nothing.
         timer: Option<Box<Timer>>,
     }
-    impl<F> PinnedDrop for Attempt<'_, F> {
+    impl<F, K> PinnedDrop for Attempt<'_, F, K> {
         /// Given up: what the command holds may need its context to be dropped.
         fn drop(this: Pin<&mut Self>) {
             if this.future.is_some() && let Err(message) = this.give_up() {
@@ -87,11 +94,17 @@ pin_project! {
     }
 }
 
-impl<'a, F> Attempt<'a, F> {
+impl<'a, F, K> Attempt<'a, F, K> {
     /// The attempt of a task that has ended has no future and no terms, and is stopped from the beginning.
-    pub(super) fn new(future: Option<F>, task: TaskRef, lane: &'a LaneCore, terms: Option<(Running, Limits)>) -> Self {
+    pub(super) fn new(
+        future: Option<F>,
+        kind: Option<K>,
+        task: TaskRef,
+        lane: &'a LaneCore,
+        terms: Option<(Running, Limits)>,
+    ) -> Self {
         let (running, limits) = terms.map_or((None, Limits::NONE), |(running, limits)| (Some(running), limits));
-        Self { future, task, lane, running, permit: Permit::Held, limits, timer: None }
+        Self { future, kind, task, lane, running, permit: Permit::Held, limits, timer: None }
     }
 
     /// Drops the command and what it has submitted. The error is what its destructor panicked with.
@@ -153,7 +166,7 @@ impl<'a, F> Attempt<'a, F> {
     }
 }
 
-impl<F: Future<Output = Result<T>>, T> Future for Attempt<'_, F> {
+impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for Attempt<'a, F, K> {
     type Output = Outcome<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
@@ -168,16 +181,18 @@ impl<F: Future<Output = Result<T>>, T> Future for Attempt<'_, F> {
             let (mut future, lane, running) = (this.future, *this.lane, this.running);
             let mut polled = Poll::Pending;
             // A poll that blocks past the deadline never gets to see it; the watch does.
-            let watched = this.limits.is_last && this.limits.deadline != Tick::NEVER;
-            let _watched = watched.then(|| Watched::new(task, this.limits.deadline));
-            ran = Running::during(running, || {
-                guard(lane.ambient(), || {
-                    if let Some(future) = future.as_mut().as_pin_mut() {
-                        polled = future.poll(cx);
-                    }
-                    if polled.is_ready() {
-                        future.set(None);
-                    }
+            let deadline = if this.limits.is_last { this.limits.deadline } else { Tick::NEVER };
+            let about = Polled { lane, id: running.as_ref().map(Running::id), kind: this.kind.as_ref() };
+            ran = show_during(&Record { task, deadline, about: &about }, || {
+                Running::during(running, || {
+                    guard(lane.ambient(), || {
+                        if let Some(future) = future.as_mut().as_pin_mut() {
+                            polled = future.poll(cx);
+                        }
+                        if polled.is_ready() {
+                            future.set(None);
+                        }
+                    })
                 })
             });
             if let (Ok(()), Poll::Ready(result)) = (&ran, polled) {
@@ -201,6 +216,25 @@ impl<F: Future<Output = Result<T>>, T> Future for Attempt<'_, F> {
             (Err(message), Outcome::TimedOut | Outcome::Stopped) => Outcome::Panicked(message),
             (_, outcome) => outcome,
         })
+    }
+}
+
+/// What the watch may ask of an attempt that is being polled.
+struct Polled<'a, K> {
+    lane: &'a LaneCore,
+    id: Option<CommandId>,
+    kind: Option<&'a K>,
+}
+
+impl<'a, K: Fn() -> &'a str + Sync> About for Polled<'_, K> {
+    fn copy(&self) -> Option<Report> {
+        let lane = self.lane.this()?;
+        let command = CommandInfo::new(&lane.id, self.id?, self.kind?());
+        Some(Box::new(move |worker: usize, running_for: Duration| {
+            let CommandInfo { lane_id, command_id, command_type } = &command;
+            tracing::warn!(worker, ?running_for, %command_type, %command_id, %lane_id, "a poll of a command is stuck");
+            lane.observe(|| Transition::StuckPoll { command, worker, running_for });
+        }))
     }
 }
 

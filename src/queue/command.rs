@@ -94,7 +94,10 @@ pub(crate) trait Job: Send + 'static {
 
     fn command_type(&self) -> &str;
 
-    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send;
+    /// The next attempt, and what says its command's type meanwhile: that may be asked while it is polled, from any thread.
+    fn attempt<'a>(
+        &'a mut self,
+    ) -> (impl Future<Output = Result<Self::Output>> + Send, impl Fn() -> &'a str + Send + Sync);
 
     fn payload(&self) -> Option<serde_json::Value>;
 
@@ -120,8 +123,11 @@ impl Job for Boxed {
         self.0.command_type()
     }
 
-    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
-        self.0.execute()
+    fn attempt<'a>(
+        &'a mut self,
+    ) -> (impl Future<Output = Result<Self::Output>> + Send, impl Fn() -> &'a str + Send + Sync) {
+        let command = &self.0;
+        (command.execute(), move || command.command_type())
     }
 
     fn payload(&self) -> Option<serde_json::Value> {
@@ -145,8 +151,11 @@ impl Job for Arc<dyn Command> {
         (**self).command_type()
     }
 
-    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
-        self.execute()
+    fn attempt<'a>(
+        &'a mut self,
+    ) -> (impl Future<Output = Result<Self::Output>> + Send, impl Fn() -> &'a str + Send + Sync) {
+        let command = &**self;
+        (command.execute(), move || command.command_type())
     }
 
     fn payload(&self) -> Option<serde_json::Value> {
@@ -186,8 +195,11 @@ impl<C: TypedCommand> Job for Typed<C> {
         self.0.command_type()
     }
 
-    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
-        self.0.execute()
+    fn attempt<'a>(
+        &'a mut self,
+    ) -> (impl Future<Output = Result<Self::Output>> + Send, impl Fn() -> &'a str + Send + Sync) {
+        let command = &self.0;
+        (command.execute(), move || command.command_type())
     }
 
     fn payload(&self) -> Option<serde_json::Value> {
@@ -219,8 +231,11 @@ impl<C: TypedCommand> Job for Shared<C> {
         self.0.command_type()
     }
 
-    fn attempt(&mut self) -> impl Future<Output = Result<Self::Output>> + Send {
-        self.0.execute()
+    fn attempt<'a>(
+        &'a mut self,
+    ) -> (impl Future<Output = Result<Self::Output>> + Send, impl Fn() -> &'a str + Send + Sync) {
+        let command = &self.0;
+        (command.execute(), move || command.command_type())
     }
 
     fn payload(&self) -> Option<serde_json::Value> {
@@ -277,10 +292,15 @@ where
         size_of::<Self>()
     }
 
-    async fn attempt(&mut self) -> Result<T> {
-        match self.make.take() {
-            Some(make) => make().await,
-            None => Err(crate::error::LaneError::CommandError("a closure runs once".into())),
-        }
+    fn attempt<'a>(&'a mut self) -> (impl Future<Output = Result<T>> + Send, impl Fn() -> &'a str + Send + Sync) {
+        let Self { command_type, make } = self;
+        let command_type = &*command_type;
+        let attempt = async {
+            match make.take() {
+                Some(make) => make().await,
+                None => Err(crate::error::LaneError::CommandError("a closure runs once".into())),
+            }
+        };
+        (attempt, move || &**command_type)
     }
 }

@@ -51,6 +51,10 @@ impl Running {
         Self { task, id, attempt, total_deadline, polls: 0, waits: 0, family: None }
     }
 
+    pub(super) fn id(&self) -> CommandId {
+        self.id
+    }
+
     /// Runs a poll of the attempt as the thread's current command.
     pub(super) fn during<T>(slot: &mut Option<Self>, poll: impl FnOnce() -> T) -> T {
         struct Restore<'a> {

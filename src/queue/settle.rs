@@ -201,12 +201,14 @@ impl<J: Job> Accepted<J> {
     }
 
     /// The next attempt; if the command has ended, one that is stopped from the beginning.
-    fn attempt(&mut self) -> Attempt<'_, impl Future<Output = Result<J::Output>> + Send> {
+    fn attempt<'a>(
+        &'a mut self,
+    ) -> Attempt<'a, impl Future<Output = Result<J::Output>> + Send, impl Fn() -> &'a str + Send + Sync> {
         let terms = self.begin();
         let Self { job, lane, task, .. } = self;
         // One that has ended is not asked for its future.
-        let future = if terms.is_some() { job.as_mut().map(Job::attempt) } else { None };
-        Attempt::new(future, *task, lane, terms)
+        let (future, kind) = if terms.is_some() { job.as_mut().map(Job::attempt) } else { None }.unzip();
+        Attempt::new(future, kind, *task, lane, terms)
     }
 
     /// Begins the next attempt; none if the command has ended.

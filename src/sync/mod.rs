@@ -1,7 +1,7 @@
 //! The only place that names std or loom primitives for code that loom models.
 //!
 //! Under `cfg(all(test, corelane_loom))` the protocols in `executor/park`, `executor/ready`, `executor/life`,
-//! `executor/slot` and `limit` are compiled against loom, so that `loom-tests/` explores the very code that ships.
+//! `executor/slot`, `executor/shown` and `limit` are compiled against loom, so that `loom-tests/` explores the very code that ships.
 
 pub(crate) mod atomic {
     #[cfg(all(test, corelane_loom))]
@@ -25,6 +25,14 @@ pub(crate) fn store_pointer<T>(word: &atomic::AtomicPtr<T>, value: *mut T) {
     word.swap(value, atomic::Ordering::Release);
     #[cfg(not(all(test, corelane_loom)))]
     word.store(value, atomic::Ordering::Release);
+}
+
+/// Lets another thread run.
+pub(crate) fn yield_now() {
+    #[cfg(all(test, corelane_loom))]
+    loom::thread::yield_now();
+    #[cfg(not(all(test, corelane_loom)))]
+    std::thread::yield_now();
 }
 
 /// Waits a moment for another thread.

@@ -26,6 +26,7 @@ mod priority_queue;
 mod rates;
 mod retries;
 mod shutdown;
+mod stuck;
 mod support;
 mod timeouts;
 #[cfg(feature = "tokio")]
