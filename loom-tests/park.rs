@@ -11,7 +11,8 @@ use loom::sync::Mutex;
 use loom::thread::{self, Thread};
 
 use super::{check, refute};
-use crate::executor::park::{Asleep, Idle};
+use crate::executor::groups::Groups;
+use crate::executor::park::{Asleep, Idle, Notified};
 use crate::executor::ready::Ready;
 use crate::sync::atomic::{AtomicU8, Ordering};
 
@@ -34,6 +35,12 @@ enum Slip {
     QuietHot,
     /// A worker reads its next deadline before its sleep bit is set.
     EarlyDeadline,
+    /// A reserved worker that searches counts for work that it may not take.
+    ReservedCoversAll,
+    /// Work for the reserved workers is left to them although all are busy.
+    ReservedOnly,
+    /// Who hands the search on does so for the best work only.
+    HandOnBest,
 }
 
 /// A queue of one item.
@@ -111,10 +118,10 @@ impl Board {
     }
 
     fn wake_one(&self) {
-        if self.slip == Slip::PlainLoad && self.idle.nobody_to_wake() {
+        if self.slip == Slip::PlainLoad && !matches!(self.idle.outlook(), Notified::Claimed(_)) {
             return;
         }
-        if let Some(worker) = self.idle.notify() {
+        if let Notified::Claimed(worker) = self.idle.notify() {
             self.beds.unpark(worker);
         }
     }
@@ -229,7 +236,7 @@ impl Masked {
     }
 
     fn wake_one(&self) {
-        if let Some(worker) = self.idle.notify() {
+        if let Notified::Claimed(worker) = self.idle.notify() {
             self.beds.unpark(worker);
         }
     }
@@ -388,6 +395,163 @@ fn window(slip: Slip) -> impl Fn() + Send + Sync {
     }
 }
 
+/// Two groups: general workers, and after them one that is reserved for priority 0. Everybody sees every queue.
+struct Divided {
+    groups: Groups,
+    workers: usize,
+    items: Vec<Item>,
+    beds: Beds,
+    slip: Slip,
+}
+
+struct Item {
+    priority: u8,
+    /// Blocks its worker until this one has run.
+    after: Option<usize>,
+    slot: Slot,
+    ran: Unseen,
+}
+
+const TOP: u8 = 0;
+const BULK: u8 = 1;
+
+impl Divided {
+    fn new(general: usize, items: &[(u8, Option<usize>)], slip: Slip) -> Self {
+        let item = |&(priority, after)| Item { priority, after, slot: Slot::new(), ran: Unseen::new(false) };
+        Self {
+            groups: Groups::new(general + 1, 1, 1 << TOP),
+            workers: general + 1,
+            items: items.iter().map(item).collect(),
+            beds: Beds::new(),
+            slip,
+        }
+    }
+
+    fn publish(&self, item: usize) {
+        self.items[item].slot.push();
+        self.wake(1 << self.items[item].priority);
+    }
+
+    fn wake(&self, priorities: u64) {
+        let groups = &self.groups;
+        let notified = match self.slip {
+            Slip::ReservedCoversAll => match groups.idle(self.workers - 1).notify() {
+                Notified::Nobody => groups.idle(0).notify(),
+                notified => notified,
+            },
+            Slip::ReservedOnly if priorities & 1 << TOP != 0 => groups.idle(self.workers - 1).notify(),
+            _ => return groups.notify(priorities, |worker| self.beds.unpark(worker)),
+        };
+        if let Notified::Claimed(worker) = notified {
+            self.beds.unpark(worker);
+        }
+    }
+
+    fn drive(&self, me: usize, mut searching: bool) {
+        let (idle, allowed) = (self.groups.idle(me), self.groups.allowed(me));
+        while !self.all_ran() {
+            match self.visible(allowed).find(|item| item.slot.pop()) {
+                Some(item) => {
+                    if searching {
+                        searching = false;
+                        if idle.end_search() {
+                            self.hand_on(allowed);
+                        }
+                    }
+                    self.run(item);
+                }
+                None if !searching => {
+                    idle.begin_search();
+                    searching = true;
+                }
+                None => {
+                    idle.begin_sleep(me);
+                    if self.visible(allowed).any(|item| item.slot.occupied()) {
+                        idle.cancel_sleep(me);
+                        continue;
+                    }
+                    self.lie_down(me);
+                }
+            }
+        }
+    }
+
+    fn lie_down(&self, me: usize) {
+        while self.groups.idle(me).asleep(me) == Asleep::Park && !self.all_ran() {
+            thread::park();
+        }
+    }
+
+    fn hand_on(&self, allowed: u64) {
+        let waiting = self.visible(allowed).filter(|item| item.slot.occupied());
+        let waiting: u64 = waiting.fold(0, |mask, item| mask | 1 << item.priority);
+        let best = waiting & waiting.wrapping_neg();
+        let waiting = if self.slip == Slip::HandOnBest { best } else { waiting };
+        if waiting != 0 {
+            self.wake(waiting);
+        }
+    }
+
+    fn visible(&self, allowed: u64) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(move |item| allowed & 1 << item.priority != 0)
+    }
+
+    fn run(&self, item: &Item) {
+        while item.after.is_some_and(|after| !self.items[after].ran.load(Now)) {
+            thread::park();
+        }
+        item.ran.store(true, Now);
+        self.beds.unpark_all();
+    }
+
+    fn all_ran(&self) -> bool {
+        self.items.iter().all(|item| item.ran.load(Now))
+    }
+}
+
+/// A general worker, a reserved one, and somebody who publishes all items.
+fn divided(items: &'static [(u8, Option<usize>)], slip: Slip) -> impl Fn() + Send + Sync {
+    move || {
+        let world = Arc::new(Divided::new(1, items, slip));
+        for worker in 0..2 {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                world.beds.enter(worker);
+                world.drive(worker, false);
+            });
+        }
+        (0..items.len()).for_each(|item| world.publish(item));
+    }
+}
+
+/// A general worker and the reserved one search, the other general one sleeps. All items are published, then the first worker
+/// finds the first, which needs the other to find the second.
+fn relied_on(slip: Slip) -> impl Fn() + Send + Sync {
+    move || {
+        let world = Arc::new(Divided::new(2, &[(BULK, Some(1)), (BULK, None), (TOP, None)], slip));
+        world.groups.idle(1).begin_search();
+        world.groups.idle(1).begin_sleep(1);
+        for worker in [0, 2] {
+            world.groups.idle(worker).begin_search();
+        }
+        world.beds.enter(0);
+        for worker in [1, 2] {
+            let there = Arc::clone(&world);
+            let thread = thread::spawn(move || {
+                there.lie_down(worker);
+                there.drive(worker, true);
+            });
+            let _first = world.beds.0[worker].set(thread.thread().clone());
+        }
+        (0..3).for_each(|item| world.publish(item));
+        world.drive(0, true);
+    }
+}
+
+/// A long poll of bulk work, that only the reserved worker can end.
+const TOP_BESIDE_BULK: &[(u8, Option<usize>)] = &[(BULK, Some(1)), (TOP, None)];
+/// Two of the best, one of which is more than the reserved worker can take.
+const TWO_TOP: &[(u8, Option<usize>)] = &[(TOP, Some(1)), (TOP, None)];
 /// One worker without work, and a timer that is set on its wheel from outside: only this worker will fire it.
 struct Wheel {
     idle: Idle,
@@ -435,7 +599,7 @@ fn timer(slip: Slip) -> impl Fn() + Send + Sync {
             let wheel = Arc::clone(&wheel);
             thread::spawn(move || role(&wheel));
         }
-        if let Some(worker) = wheel.idle.notify() {
+        if let Notified::Claimed(worker) = wheel.idle.notify() {
             wheel.beds.unpark(worker);
         }
     }
@@ -471,6 +635,33 @@ fn a_hand_on_missed_behind_a_cleared_bit_is_made_up_for() {
 fn a_worker_never_sleeps_past_a_timer_set_from_outside() {
     // Rules out: the worker reads its wheel, the timer is set and finds nobody asleep, the worker sleeps for ever.
     check(timer(Slip::None));
+}
+
+#[test]
+fn published_work_never_waits_for_sleepers_of_a_group_that_may_take_it() {
+    // Rules out: the best work waits for a poll of bulk work, a reserved worker is relied on for what it may not take, or
+    // both groups rely on each other.
+    check(divided(TOP_BESIDE_BULK, Slip::None));
+    check(divided(TWO_TOP, Slip::None));
+    check(relied_on(Slip::None));
+}
+
+#[test]
+fn mutant_that_relies_on_a_reserved_searcher_for_bulk_work_deadlocks() {
+    // The run: bulk work is published while only the reserved worker searches.
+    refute("deadlock", divided(TOP_BESIDE_BULK, Slip::ReservedCoversAll));
+}
+
+#[test]
+fn mutant_that_leaves_the_best_work_to_busy_reserved_workers_deadlocks() {
+    // The run: the reserved worker blocks on the first item, the general one sleeps.
+    refute("deadlock", divided(TWO_TOP, Slip::ReservedOnly));
+}
+
+#[test]
+fn mutant_that_hands_on_for_the_best_work_only_deadlocks() {
+    // The run: a general worker is relied on for all, blocks on the first, and hands on to the reserved worker only.
+    refute("deadlock", relied_on(Slip::HandOnBest));
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Local {
     /// A task of a priority that has starved, if there is one.
     pub(super) fn take_due(&self) -> Option<Runnable> {
         let floor = &self.shared.floor;
-        let due = floor.due.load(Ordering::Relaxed);
+        let due = floor.due.load(Ordering::Relaxed) & self.allowed;
         priorities(due).find_map(|priority| {
             let mine = floor.due.fetch_and(!(1 << priority), Ordering::Relaxed) & 1 << priority != 0;
             mine.then(|| self.take_of(priority)).flatten()

@@ -10,6 +10,7 @@
 //! | `steal` | taking tasks from other workers, by priority |
 //! | `ready` | masks: which priorities have work, and where |
 //! | `park` | sleeping without missing work |
+//! | `groups` | workers that are reserved for the best priorities |
 //! | `wheel`, `timers`, `time` | timers, per worker |
 //! | `waiting` | tasks that wait, to be ended when the executor closes |
 //! | `watch` | attempts that block past their deadline |
@@ -19,6 +20,7 @@
 //! | `shared` | what the workers share, and when it is freed |
 
 mod floor;
+pub(crate) mod groups;
 pub(crate) mod life;
 mod lift;
 pub(crate) mod park;
@@ -110,6 +112,7 @@ impl Drop for Core {
 pub struct ExecutorBuilder {
     workers: Option<usize>,
     pin: bool,
+    reserved: (usize, u8),
     stuck_after: Option<Duration>,
     spares: Option<usize>,
 }
@@ -130,6 +133,26 @@ impl ExecutorBuilder {
     /// than CPUs or less CPU time than CPUs, workers run unbound.
     pub fn pin(mut self, pin: bool) -> Self {
         self.pin = pin;
+        self
+    }
+
+    /// How many of the workers run only tasks of `priority` or a better one (0 is the best). Default: none. Asked again, it
+    /// replaces what was said before. At least one worker is left for the rest.
+    ///
+    /// A poll is never interrupted, so when all workers are in long ones, the best work waits for the first of them to end.
+    /// With reserved workers it does not, unless those are all in polls of such work; then it goes to the others, too. The
+    /// price is that the rest has fewer workers. Reserved workers have the highest numbers.
+    ///
+    /// ```
+    /// use corelane::Executor;
+    ///
+    /// // Three workers for everything, one for priorities 0 and 1.
+    /// let executor = Executor::builder().workers(4).reserve(1, 1).build()?;
+    /// assert_eq!(executor.workers(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reserve(mut self, workers: usize, priority: u8) -> Self {
+        self.reserved = (workers, priority);
         self
     }
 
@@ -167,6 +190,14 @@ impl ExecutorBuilder {
         if workers == 0 || workers > park::MAX_WORKERS {
             errors.push("workers", workers, format!("use 1 to {}", park::MAX_WORKERS));
         }
+        let (reserved, worst) = self.reserved;
+        if reserved > 0 && reserved >= workers {
+            let most = workers.saturating_sub(1);
+            errors.push("reserve.workers", reserved, format!("use at most {most}, to leave a worker for the rest"));
+        }
+        if worst > LOWEST_PRIORITY {
+            errors.push("reserve.priority", worst, format!("use 0 (the best) to {LOWEST_PRIORITY}"));
+        }
         if spares > room {
             errors.push(
                 "spare_threads",
@@ -178,8 +209,9 @@ impl ExecutorBuilder {
             errors.push("stuck_after", format!("{limit:?}"), format!("use at least {STUCK_AFTER_MIN:?}, or None"));
         }
         errors.into_result()?;
-        let executor =
-            Executor::without_threads(Shape { workers, spares, stuck_after: self.stuck_after }, Clock::system());
+        let allowed = u64::MAX >> (LOWEST_PRIORITY - worst);
+        let shape = Shape { workers, reserved, allowed, spares, stuck_after: self.stuck_after };
+        let executor = Executor::without_threads(shape, Clock::system());
         let cores = if self.pin { topology::plan(workers) } else { vec![None; workers] };
         for (index, core) in cores.into_iter().enumerate() {
             if let Err(error) = executor.start_worker(index, core) {
@@ -219,7 +251,7 @@ impl Executor {
 
     /// Configures an executor of its own. Most programs want [`Executor::global`].
     pub fn builder() -> ExecutorBuilder {
-        ExecutorBuilder { workers: None, pin: true, stuck_after: Some(STUCK_AFTER), spares: None }
+        ExecutorBuilder { workers: None, pin: true, reserved: (0, 0), stuck_after: Some(STUCK_AFTER), spares: None }
     }
 
     /// The executor that the process shares, started at the first call and never closed unless asked to.

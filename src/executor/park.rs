@@ -4,6 +4,8 @@
 //! sleep, everyone who publishes work calls [`Idle::notify`]. Never: published work waits while every worker sleeps.
 //! `park.README.md` beside this file argues it; `loom-tests/park.rs` tries to break it.
 
+use std::ops::Range;
+
 use crossbeam_utils::CachePadded;
 
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -34,47 +36,54 @@ pub(crate) enum Asleep {
     Claimed,
 }
 
+/// Who looks after what was published.
+#[must_use]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Notified {
+    /// Somebody who searches.
+    Covered,
+    /// This worker, which slept: it counts as searching from now on.
+    Claimed(usize),
+    /// Nobody searches or sleeps: whoever stops running tasks looks first.
+    Nobody,
+}
+
 impl Idle {
     pub(crate) fn new() -> Self {
         Self { word: CachePadded::new(AtomicU64::new(0)) }
     }
 
-    /// Whether a published item would wake nobody now: a cheap, possibly stale answer for the owner of local work, who
-    /// asks again at each dispatch.
-    pub(crate) fn nobody_to_wake(&self) -> bool {
-        let word = self.word.load(Ordering::Relaxed);
-        searching(word) > 0 || sleeping(word) == 0
+    /// What [`Idle::notify`] would say now: cheap, and possibly stale.
+    pub(crate) fn outlook(&self) -> Notified {
+        outlook(self.word.load(Ordering::Relaxed))
     }
 
-    /// A sleeper among the first `workers`, if there is one: a hint for where to put an item. May be stale.
-    pub(crate) fn sleeper_hint(&self, workers: usize) -> Option<usize> {
-        let sleepers = sleeping(self.word.load(Ordering::Relaxed)) & first(workers);
+    /// A sleeper among `workers`, if there is one: a hint for where to put an item. May be stale.
+    pub(crate) fn sleeper_hint(&self, workers: Range<usize>) -> Option<usize> {
+        let sleepers = sleeping(self.word.load(Ordering::Relaxed)) & bits(workers);
         (sleepers != 0).then(|| sleepers.trailing_zeros() as usize)
     }
 
-    /// Whether each of the first `workers` sleeps.
-    pub(crate) fn all_asleep(&self, workers: usize) -> bool {
+    /// Whether each of `workers` sleeps.
+    pub(crate) fn all_asleep(&self, workers: Range<usize>) -> bool {
+        let bits = bits(workers);
         // ORDERING: acquire, so that what a worker did before it went to sleep is seen.
-        self.word.load(Ordering::Acquire) & first(workers) == first(workers)
+        self.word.load(Ordering::Acquire) & bits == bits
     }
 
     /// Called after publishing work: claims a sleeper unless a searcher will find the work. The caller unparks it.
-    #[must_use]
-    pub(crate) fn notify(&self) -> Option<usize> {
+    pub(crate) fn notify(&self) -> Notified {
         // ORDERING: the read-modify-write places this call in the word's modification order. A worker whose sleep bit
         // comes later reads from our release and its re-check finds the item; one whose bit comes earlier is seen here.
         // A plain load may see neither (store buffering). Model: park.rs::published_work_never_waits_for_sleepers.
         let mut word = self.word.fetch_add(0, Ordering::AcqRel);
-        loop {
-            if searching(word) > 0 || sleeping(word) == 0 {
-                return None;
-            }
-            let worker = sleeping(word).trailing_zeros() as usize;
+        while let Notified::Claimed(worker) = outlook(word) {
             match self.claim(word, worker) {
-                Ok(()) => return Some(worker),
+                Ok(()) => return Notified::Claimed(worker),
                 Err(now) => word = now,
             }
         }
+        outlook(word)
     }
 
     /// Claims one particular worker if it sleeps, whoever searches: for a timer that only this worker will fire.
@@ -130,9 +139,17 @@ impl Idle {
     }
 }
 
-/// The sleep bits of the first workers.
-fn first(workers: usize) -> u64 {
-    (1 << workers) - 1
+fn outlook(word: u64) -> Notified {
+    match sleeping(word) {
+        _ if searching(word) > 0 => Notified::Covered,
+        0 => Notified::Nobody,
+        sleepers => Notified::Claimed(sleepers.trailing_zeros() as usize),
+    }
+}
+
+/// Their sleep bits.
+fn bits(workers: Range<usize>) -> u64 {
+    (1 << workers.end) - (1 << workers.start)
 }
 
 fn sleeping(word: u64) -> u64 {

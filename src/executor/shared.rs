@@ -19,7 +19,7 @@ use crossbeam_utils::CachePadded;
 use event_listener::Event;
 
 use super::floor::Floor;
-use super::park::Idle;
+use super::groups::Groups;
 use super::ready::Ready;
 use super::shown::Shown;
 use super::spare::Spare;
@@ -28,7 +28,7 @@ use super::task::Runnable;
 use super::timers::Timers;
 use super::waiting::Waiting;
 use super::watch::Watch;
-use super::worker::{Local, priorities};
+use super::worker::{Local, priorities, with};
 use crate::clock::Clock;
 
 /// Priorities 0 (best) to 63.
@@ -40,7 +40,7 @@ const OUTSIDE_SHARDS: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) clock: Clock,
-    pub(crate) idle: Idle,
+    pub(crate) groups: Groups,
     pub(crate) ready: Ready,
     /// The workers, and after them the spares.
     pub(crate) workers: Box<[Remote]>,
@@ -82,6 +82,9 @@ impl fmt::Debug for dyn Closing {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) workers: usize,
+    /// How many of these run tasks of the priorities `allowed` only.
+    pub(crate) reserved: usize,
+    pub(crate) allowed: u64,
     pub(crate) spares: usize,
     pub(crate) stuck_after: Option<Duration>,
 }
@@ -89,7 +92,7 @@ pub(crate) struct Shape {
 impl Shape {
     /// Workers that nobody watches.
     pub(crate) const fn plain(workers: usize) -> Self {
-        Self { workers, spares: 0, stuck_after: None }
+        Self { workers, reserved: 0, allowed: 0, spares: 0, stuck_after: None }
     }
 }
 
@@ -149,11 +152,11 @@ pub(crate) enum Phase {
 
 impl Shared {
     pub(crate) fn new(shape: Shape, clock: Clock) -> Self {
-        let Shape { workers, spares, stuck_after } = shape;
+        let Shape { workers, reserved, allowed, spares, stuck_after } = shape;
         let all = workers + spares;
         Self {
             clock,
-            idle: Idle::new(),
+            groups: Groups::new(workers, reserved, allowed),
             ready: Ready::new(all),
             workers: (0..all).map(|_| Remote::new()).collect(),
             regular: workers,
@@ -225,7 +228,7 @@ impl Shared {
 
     /// Puts a task that became due on a run queue.
     pub(crate) fn push(&'static self, priority: u8, runnable: Runnable) {
-        Local::with_current(self, |local| match local {
+        Local::with_current(self, |local| match local.filter(|local| local.takes(priority)) {
             Some(local) => local.push_woken(priority, runnable),
             None => {
                 // Once it is pushed, the task may end and the executor with it.
@@ -239,22 +242,25 @@ impl Shared {
     /// As [`Shared::push`] for a task that was admitted because another one ended. Now and then it goes to another worker: those
     /// that follow each other would all run on one, and what is spread unevenly over the workers would stay so.
     pub(crate) fn push_admitted(&'static self, priority: u8, runnable: Runnable) {
-        Local::with_current(self, |local| match local.map(|local| (local, local.worker_to_spread_to())) {
-            Some((_, Some(other))) => {
-                // As in `push`.
-                self.begin_use();
-                self.push_to(other, priority, runnable);
-                self.end_use();
+        let taker = |local: &&Local| local.takes(priority);
+        Local::with_current(self, |local| {
+            match local.filter(taker).map(|local| (local, local.worker_to_spread_to())) {
+                Some((_, Some(other))) => {
+                    // As in `push`.
+                    self.begin_use();
+                    self.push_to(other, priority, runnable);
+                    self.end_use();
+                }
+                Some((local, None)) => local.push_woken(priority, runnable),
+                None => self.push(priority, runnable),
             }
-            Some((local, None)) => local.push_woken(priority, runnable),
-            None => self.push(priority, runnable),
         });
     }
 
     /// As [`Shared::push`] for a new task, for which a sleeping worker is woken even if it is alone in its queue. The caller
     /// holds a handle of the executor.
     pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
-        Local::with_current(self, |local| match local {
+        Local::with_current(self, |local| match local.filter(|local| local.takes(priority)) {
             Some(local) => local.push_new(priority, runnable),
             None => self.push_outside(priority, runnable),
         });
@@ -262,7 +268,7 @@ impl Shared {
 
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
         // A sleeper's inbox saves the hop through a steal.
-        let worker = self.idle.sleeper_hint(self.regular).unwrap_or_else(|| self.outside_worker());
+        let worker = self.groups.sleeper_hint(priority).unwrap_or_else(|| self.outside_worker());
         self.push_to(worker, priority, runnable);
     }
 
@@ -274,13 +280,13 @@ impl Shared {
         // finds our task, or we see that no thread is left. While one is, the task is not dropped here: this may be a waker,
         // called under a lock that the task's destructor takes.
         if self.phase() != Phase::Closed {
-            self.wake_one();
+            self.wake(1 << priority);
         } else if self.threads.load(Ordering::Relaxed) == 0 {
             self.drop_inboxes();
         }
     }
 
-    /// The worker that gets the next push or timer of the calling thread, which is none: the same for a while (its lines
+    /// The general worker that gets the next push or timer of the calling thread, which is none: the same for a while (its lines
     /// stay warm), then the next one, so that a lone producer feeds them all.
     pub(crate) fn outside_worker(&self) -> usize {
         const IN_A_ROW: usize = 32;
@@ -292,7 +298,7 @@ impl Shared {
             // Must not depend on what the thread did before.
             Clock::Virtual(_) => self.simulated_turn.fetch_add(1, Ordering::Relaxed),
         };
-        turn % self.regular
+        turn % self.groups.general().end
     }
 
     /// Drops what is in the inboxes: the executor is closed. What that pushes back from this thread is dropped by the same
@@ -322,11 +328,9 @@ impl Shared {
         self.count(|count| &count.uses_ended);
     }
 
-    /// Wakes a sleeper unless somebody searches already. Call after publishing work.
-    pub(crate) fn wake_one(&self) {
-        if let Some(worker) = self.idle.notify() {
-            self.unpark(worker);
-        }
+    /// Wakes who may take work of these priorities, unless somebody searches already. Call after publishing it.
+    pub(crate) fn wake(&self, priorities: u64) {
+        self.groups.notify(priorities, |worker| self.unpark(worker));
     }
 
     pub(crate) fn unpark(&self, worker: usize) {
@@ -342,9 +346,18 @@ impl Shared {
         (0..PRIORITIES as u8).filter(occupied).for_each(|priority| self.ready.announce(worker, priority));
     }
 
-    /// Whether any queue holds an item: exact for what was published before.
-    pub(crate) fn work_waits(&self) -> bool {
-        priorities(self.ready.hot()).any(|priority| self.workers.iter().any(|worker| worker.occupied(priority)))
+    /// Of these priorities, those that any queue holds an item of: exact for what was published before.
+    pub(crate) fn waiting(&self, priorities: u64) -> u64 {
+        self::priorities(self.ready.hot() & priorities).filter(|priority| self.is_waiting(*priority)).fold(0, with)
+    }
+
+    /// Whether any queue holds an item of these priorities; exact in the same way.
+    pub(crate) fn work_waits(&self, priorities: u64) -> bool {
+        self::priorities(self.ready.hot() & priorities).any(|priority| self.is_waiting(priority))
+    }
+
+    fn is_waiting(&self, priority: u8) -> bool {
+        self.workers.iter().any(|worker| worker.occupied(priority))
     }
 
     pub(crate) fn task_created(&'static self) {

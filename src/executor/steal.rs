@@ -43,7 +43,7 @@ impl Local {
             // An idle thief looks all the time: were it to clear the bits, the next push would have to set them again. It asks
             // the queues themselves before it sleeps.
             if !idle && self.shared.ready.retract_hot(priority) {
-                self.wake_one();
+                self.wake(1 << priority);
             }
         }
         None
@@ -86,7 +86,7 @@ impl Local {
             }
         }
         if !idle && ready.retract(victim, priority, || remote.occupied(priority)) {
-            self.wake_one();
+            self.wake(1 << priority);
         }
         Theft::Nothing
     }

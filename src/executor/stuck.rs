@@ -106,28 +106,31 @@ impl Sampler {
 
     /// Sees to what waits behind stuck polls.
     fn help(&self) {
-        let shared = self.shared;
+        let (shared, groups) = (self.shared, &self.shared.groups);
         let stuck = |worker: &usize| self.seen[*worker].stuck;
-        let workers = 0..shared.regular;
-        let all_stuck = workers.clone().all(|worker| stuck(&worker));
-        if workers.clone().any(|worker| stuck(&worker)) {
-            workers.filter(stuck).for_each(|worker| shared.show_work_of(worker));
-            if shared.work_waits() {
-                // A task that is alone with its worker has woken nobody, for it was to run there next.
-                shared.wake_one();
-                if all_stuck && shared.spares_on_duty().all(|spare| stuck(&(shared.regular + spare))) {
-                    shared.call_spare();
-                }
-            }
+        let general_stuck = groups.general().all(|worker| stuck(&worker));
+        let mut any_stuck = false;
+        for worker in (0..shared.regular).filter(stuck) {
+            any_stuck = true;
+            shared.show_work_of(worker);
         }
-        if !all_stuck {
+        let waiting = if any_stuck { shared.waiting(u64::MAX) } else { 0 };
+        if waiting != 0 {
+            // A task that is alone with its worker has woken nobody, for it was to run there next.
+            shared.wake(waiting);
+        }
+        let free = groups.reserved().find(|worker| !stuck(worker));
+        let served = free.map_or(0, |worker| groups.allowed(worker));
+        if !general_stuck {
             shared.relieve_spares();
+        } else if waiting & !served != 0 && shared.spares_on_duty().all(|spare| stuck(&(shared.regular + spare))) {
+            shared.call_spare();
         }
         shared.note_spares();
     }
 
     fn next_look(&mut self, now: Tick, limit: Duration) -> Tick {
-        let rests = || self.shared.idle.all_asleep(self.shared.regular) && !self.shared.has_spare_at_work();
+        let rests = || self.shared.groups.all_asleep() && !self.shared.has_spare_at_work();
         let awake = *self.awake.get_or_insert(now);
         if !rests() {
             self.awake = Some(now);

@@ -89,7 +89,7 @@ impl Shared {
         // The owner reads its wheel under the lock after setting its sleep bit. If it read before our insertion, its bit
         // was set before our lock, and we see it here.
         if own.is_none() {
-            if first && self.idle.claim_sleeper(worker) {
+            if first && self.groups.idle(worker).claim_sleeper(worker) {
                 self.unpark(worker);
             }
             // That worker may be blocked, and whoever waits outside is not to wait for it.

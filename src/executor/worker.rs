@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crossbeam_deque::Worker as Deque;
 
-use super::park::Asleep;
+use super::park::{Asleep, Idle};
 use super::shared::{PRIORITIES, Phase, Shared};
 use super::task::Runnable;
 use crate::clock::Tick;
@@ -34,6 +34,10 @@ thread_local! {
 pub(crate) struct Local {
     pub(super) shared: &'static Shared,
     pub(super) index: usize,
+    /// That of its group.
+    idle: &'static Idle,
+    /// Bit p: it takes tasks of priority p.
+    pub(super) allowed: u64,
     deques: Box<[OnceCell<Deque<Runnable>>]>,
     /// Bit p: deque p may hold something. Kept apart from the shared mask, which a thief may clear without seeing a push
     /// that has just happened.
@@ -54,6 +58,8 @@ impl Local {
         Self {
             shared,
             index,
+            idle: shared.groups.idle(index),
+            allowed: shared.groups.allowed(index),
             deques: (0..PRIORITIES).map(|_| OnceCell::new()).collect(),
             nonempty: Cell::new(0),
             running: Cell::new(0),
@@ -89,6 +95,11 @@ impl Local {
         Entered { before: CURRENT.with(|current| current.replace(self)), _local: PhantomData }
     }
 
+    /// Whether it takes tasks of this priority. Others that come up here go to other workers.
+    pub(super) fn takes(&self, priority: u8) -> bool {
+        self.allowed & 1 << priority != 0
+    }
+
     pub(crate) fn shared(&self) -> &'static Shared {
         self.shared
     }
@@ -102,7 +113,7 @@ impl Local {
     pub(crate) fn push_new(&self, priority: u8, runnable: Runnable) {
         self.push(priority, runnable);
         self.show(priority);
-        self.wake_for_local_work();
+        self.wake_for_local_work(1 << priority);
     }
 
     /// Queues a task woken by the one being polled. Alone in its queue, and no better than what runs, it most likely runs
@@ -111,7 +122,7 @@ impl Local {
         let queued = self.push(priority, runnable);
         self.show(priority);
         if queued > 1 || priority < self.running.get() {
-            self.wake_for_local_work();
+            self.wake_for_local_work(1 << priority);
         }
     }
 
@@ -122,7 +133,7 @@ impl Local {
         const STAY: u32 = 8;
         let admitted = self.admitted.get().wrapping_add(1);
         self.admitted.set(admitted);
-        let workers = self.shared.regular;
+        let workers = self.shared.groups.general().end;
         let others = workers - usize::from(self.index < workers);
         let spreads = others > 0 && admitted.is_multiple_of(STAY);
         spreads.then(|| (self.index + 1 + self.random() as usize % others) % workers)
@@ -152,13 +163,13 @@ impl Local {
         let ready = &self.shared.ready;
         loop {
             let available = ready.available(self.index);
-            let own = self.nonempty.get() | available;
+            let own = (self.nonempty.get() | available) & self.allowed;
             if !self.alone() {
                 let better = match own.trailing_zeros() {
                     64 => u64::MAX,
                     best => (1 << best) - 1,
                 };
-                let better = ready.hot() & better;
+                let better = ready.hot() & better & self.allowed;
                 if better != 0
                     && let Some(task) = self.steal_best(better, own == 0)
                 {
@@ -176,7 +187,7 @@ impl Local {
             }
             self.nonempty.set(self.nonempty.get() & !(1 << priority));
             if ready.retract(self.index, priority, || self.remote().occupied(priority)) {
-                self.wake_one();
+                self.wake(1 << priority);
             }
         }
     }
@@ -232,7 +243,7 @@ impl Local {
 
     /// Runs tasks, and sleeps while there are none, for as long as `goes_on` says.
     pub(super) fn work(&self, goes_on: impl Fn() -> bool) {
-        let idle = &self.shared.idle;
+        let idle = self.idle;
         let mut search = Search::new();
         // Whether this worker is counted as searching in `idle`.
         let mut searching = false;
@@ -246,8 +257,8 @@ impl Local {
                         searching = false;
                         search.found();
                         // Publishers relied on us while we searched: hand the search on if there is more.
-                        if idle.end_search() && self.shared.work_waits() {
-                            self.wake_one();
+                        if idle.end_search() {
+                            self.hand_search_on();
                         }
                     } else {
                         self.wake_for_local_work_waiting();
@@ -277,15 +288,15 @@ impl Local {
             }
         }
         // As if it had found something: a spare leaves others behind.
-        if searching && idle.end_search() && self.shared.work_waits() {
-            self.wake_one();
+        if searching && idle.end_search() {
+            self.hand_search_on();
         }
     }
 
     /// Sleeps until claimed by a notifier, until the next timer, or until `goes_on` says no. Called while searching, and leaves
     /// searching.
     fn sleep(&self, goes_on: &impl Fn() -> bool) {
-        let idle = &self.shared.idle;
+        let idle = self.idle;
         idle.begin_sleep(self.index);
         if self.work_for_me() {
             idle.cancel_sleep(self.index);
@@ -310,7 +321,7 @@ impl Local {
 
     /// Whether there is anything this worker could run.
     fn work_for_me(&self) -> bool {
-        self.shared.work_waits() || self.shared.phase() == Phase::Closed
+        self.shared.work_waits(self.allowed) || self.shared.phase() == Phase::Closed
     }
 
     /// Drops what is queued: the executor is closed.
@@ -357,24 +368,32 @@ impl Local {
         }
     }
 
-    fn wake_for_local_work(&self) {
-        if !self.shared.idle.nobody_to_wake() {
-            self.wake_one();
+    fn wake_for_local_work(&self, priorities: u64) {
+        if !self.shared.groups.nobody_to_wake(priorities) {
+            self.wake(priorities);
         }
     }
 
     /// At a dispatch: a sleeper that missed a local push (which goes without a fence) is woken if work is left over.
     fn wake_for_local_work_waiting(&self) {
-        if !self.shared.idle.nobody_to_wake() && priorities(self.nonempty.get()).any(|p| !self.deque(p).is_empty()) {
-            self.wake_one();
+        let nonempty = self.nonempty.get();
+        if !self.shared.groups.nobody_to_wake(nonempty) {
+            let left = priorities(nonempty).filter(|p| !self.deque(*p).is_empty()).fold(0, with);
+            self.wake(left);
         }
     }
 
-    pub(super) fn wake_one(&self) {
-        if let Some(worker) = self.shared.idle.notify() {
+    /// The last of its group to stop searching, because it found something or leaves, leaves to others what waits.
+    fn hand_search_on(&self) {
+        self.wake(self.shared.waiting(self.allowed));
+    }
+
+    /// As [`Shared::wake`].
+    pub(super) fn wake(&self, priorities: u64) {
+        self.shared.groups.notify(priorities, |worker| {
             self.remote().counters.wakes.add(1);
             self.shared.unpark(worker);
-        }
+        });
     }
 
     pub(super) fn deque(&self, priority: u8) -> &Deque<Runnable> {
@@ -412,6 +431,11 @@ pub(super) fn priorities(mut mask: u64) -> impl Iterator<Item = u8> {
         mask &= mask.wrapping_sub(1);
         best
     })
+}
+
+/// The mask with one more priority.
+pub(super) fn with(mask: u64, priority: u8) -> u64 {
+    mask | 1 << priority
 }
 
 /// See [`Local::enter`].

@@ -24,6 +24,7 @@ mod order;
 mod policies;
 mod priority_queue;
 mod rates;
+mod reserve;
 mod retries;
 mod shutdown;
 mod stuck;

@@ -14,10 +14,19 @@ use corelane::{
 };
 use serde_json::json;
 
-use crate::support::{Barrier, Do, HANG, block_on, eventually, executor, finish, manager, on_workers, transitions};
+use crate::support::{Barrier, Do, HANG, block_on, eventually, finish, manager, transitions};
 
 fn builder(workers: usize) -> ExecutorBuilder {
     Executor::builder().workers(workers).pin(false)
+}
+
+/// With one spare, as it is by default.
+fn executor(workers: usize) -> Executor {
+    builder(workers).build().unwrap()
+}
+
+fn on_workers(test: impl Fn(&Executor)) {
+    [1, 2, 4].into_iter().for_each(|workers| test(&executor(workers)));
 }
 
 /// A command that opens `running`, then blocks its thread until `go` is open.

@@ -26,8 +26,9 @@ pub(crate) fn on_workers(test: impl Fn(&Executor)) {
     }
 }
 
+/// Without spares: a test that blocks the workers to hold work back wants it held back, however long that takes.
 pub(crate) fn executor(workers: usize) -> Executor {
-    Executor::builder().workers(workers).pin(false).build().unwrap()
+    Executor::builder().workers(workers).pin(false).spare_threads(0).build().unwrap()
 }
 
 /// A started manager with the given lanes.
