@@ -4,7 +4,7 @@
 //! cargo run --example priority_preemption
 //! ```
 //!
-//! One worker makes the order visible. Every scenario checks what it shows.
+//! One worker, without a spare thread, makes the order visible. Every scenario checks what it shows.
 #![allow(clippy::print_stdout)]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,18 +12,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::ensure;
-use corelane::{EventEmitter, Executor, LaneConfig, QueueManager, QueueManagerBuilder, should_yield, sleep, yield_now};
+use corelane::{
+    EventEmitter, Executor, LaneConfig, LaneEvent, QueueManager, QueueManagerBuilder, Transition, events, should_yield,
+    sleep, yield_now,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn main() -> anyhow::Result<()> {
-    let executor = Executor::builder().workers(1).build()?;
+    let executor = Executor::builder().workers(1).spare_threads(0).build()?;
     executor.block_on(async {
         an_empty_lane_holds_nobody_up(&executor).await?;
         a_full_lane_holds_nobody_up(&executor).await?;
         a_better_lane_goes_first(&executor).await?;
         a_long_computation_makes_way(&executor).await?;
-        a_lane_with_a_floor_never_starves(&executor).await
+        a_lane_with_a_floor_never_starves(&executor).await?;
+        a_computation_that_never_asks_is_worked_around().await
     })
 }
 
@@ -149,5 +153,35 @@ async fn a_lane_with_a_floor_never_starves(executor: &Executor) -> anyhow::Resul
         .await??;
     flood.await??;
     println!("a lane with min_concurrency 1 got its start under a flood of better work");
+    Ok(())
+}
+
+/// One that never asks blocks its worker. Its queue says so while it lasts, and a spare thread runs what waits.
+async fn a_computation_that_never_asks_is_worked_around() -> anyhow::Result<()> {
+    let executor = Executor::builder().workers(1).spare_threads(1).build()?;
+    let manager = two_lanes(&executor, LaneConfig::new(1, 1), LaneConfig::new(1, 1)).await?;
+    manager.start().await?;
+    let mut stuck = manager.subscribe_filtered(|event| event.key == events::QUEUE_COMMAND_STUCK);
+    let stop = Arc::new(AtomicBool::new(false));
+    let enough = Arc::clone(&stop);
+    let computing = manager.submit_fn("prompt", "compute", move || async move {
+        while !enough.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+        }
+        Ok(())
+    })?;
+    let told = stuck.recv().await;
+    let Some(Transition::StuckPoll { command, .. }) = told.as_ref().and_then(LaneEvent::transition) else {
+        anyhow::bail!("{told:?}");
+    };
+    ensure!(command.command_id == computing.id());
+    // The only worker computes on, and the control command runs all the same; it is what ends the computation.
+    let control = move || async move {
+        stop.store(true, Ordering::Release);
+        Ok(())
+    };
+    manager.submit_fn("system", "stop", control)?.await??;
+    computing.await??;
+    println!("a stuck {:?} was told of, and what waited behind it ran elsewhere", command.command_type);
     Ok(())
 }

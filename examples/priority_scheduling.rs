@@ -4,7 +4,7 @@
 //! cargo run --example priority_scheduling
 //! ```
 //!
-//! One worker makes the order visible. Every part checks what it shows.
+//! One worker, without a spare thread, makes the order visible. Every part checks what it shows.
 #![allow(clippy::print_stdout)]
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use corelane::{
 };
 
 fn main() -> anyhow::Result<()> {
-    let executor = Executor::builder().workers(1).build()?;
+    let executor = Executor::builder().workers(1).spare_threads(0).build()?;
     executor.block_on(async {
         better_lanes_first(&executor).await?;
         better_commands_first(&executor).await?;

@@ -179,7 +179,7 @@ pub enum Transition {
         delay: Duration,
     },
     /// A poll of it has lasted for longer than [`ExecutorBuilder::stuck_after`](crate::ExecutorBuilder::stuck_after), and
-    /// goes on: it blocks its worker. Told once for each such poll, while it runs.
+    /// goes on: it blocks its worker. Told once for each such poll, while it runs; if it ends just then, maybe after that.
     StuckPoll {
         /// Which.
         command: CommandInfo,

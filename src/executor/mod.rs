@@ -212,6 +212,9 @@ impl ExecutorBuilder {
         let allowed = u64::MAX >> (LOWEST_PRIORITY - worst);
         let shape = Shape { workers, reserved, allowed, spares, stuck_after: self.stuck_after };
         let executor = Executor::without_threads(shape, Clock::system());
+        if shape.stuck_after.is_some() {
+            executor.shared().start_watch_ahead();
+        }
         let cores = if self.pin { topology::plan(workers) } else { vec![None; workers] };
         for (index, core) in cores.into_iter().enumerate() {
             if let Err(error) = executor.start_worker(index, core) {

@@ -2,8 +2,9 @@
 //!
 //! A deadline is normally seen by the attempt itself, at an await. One that blocks its worker never gets there, so a worker
 //! shows what it polls (`shown`), and the watch looks when the earliest deadline passes. It also fires timers whose owner is
-//! stuck, looks after priorities that starve (`floor`) and samples the workers' polls (`stuck`). The thread is started when it
-//! is first needed, and sleeps without a timer while there is nothing to look for.
+//! stuck, looks after priorities that starve (`floor`) and samples the workers' polls (`stuck`). The thread is
+//! started with the executor if stuck polls count, else when it is first needed, and sleeps without a timer while there is
+//! nothing to look for.
 //!
 //! `next` is when the thread looks next. Whoever wants a look publishes what is to be looked at, fences, and reads `next`;
 //! the thread writes `next`, fences, and looks: one of them sees the other.
@@ -104,6 +105,13 @@ impl Shared {
     /// The same for a timer: by when its owner should have fired it.
     pub(crate) fn look_by_timer(&'static self, deadline: Tick) {
         self.look_by(deadline.plus(TIMER_GRACE));
+    }
+
+    /// Starts the watch before it is needed. One that a worker starts is bound to that worker's CPU, and so would the spares be.
+    pub(super) fn start_watch_ahead(&'static self) {
+        if !self.watch.started.swap(true, Ordering::AcqRel) {
+            self.start_watch();
+        }
     }
 
     #[cold]

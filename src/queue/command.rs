@@ -17,7 +17,8 @@ pub trait Command: Send + Sync {
     /// Executes the command. May be dropped at any await: at its deadline, or when it is cancelled.
     async fn execute(&self) -> Result<serde_json::Value>;
 
-    /// What kind of command this is, for events and logs.
+    /// What kind of command this is, for events and logs. Must not wait: it may be asked while the command executes, by a
+    /// thread that the end of a poll waits for.
     fn command_type(&self) -> &str;
 
     /// What the command is to do, as data: kept in its dead letter. Default: none.
@@ -50,7 +51,8 @@ pub trait TypedCommand: Send + Sync + 'static {
     /// Executes the command. May be dropped at any await: at its deadline, or when it is cancelled.
     fn execute(&self) -> impl Future<Output = Result<Self::Output>> + Send;
 
-    /// What kind of command this is, for events and logs.
+    /// What kind of command this is, for events and logs. Must not wait: it may be asked while the command executes, by a
+    /// thread that the end of a poll waits for.
     fn command_type(&self) -> &str;
 
     /// What the command is to do, as data: kept in its dead letter. Default: none.
