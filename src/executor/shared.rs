@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-use crossbeam_deque::Stealer;
+use crossbeam_deque::{Steal, Stealer};
 use crossbeam_queue::SegQueue;
 use crossbeam_utils::CachePadded;
 use event_listener::Event;
@@ -272,7 +272,7 @@ impl Shared {
         self.push_to(worker, priority, runnable);
     }
 
-    /// Puts a task into a worker's inbox. Never a spare's: nobody looks after that while it is off duty.
+    /// Puts a task into a worker's inbox. Only the watch may name a spare, while that is on duty.
     pub(super) fn push_to(&'static self, worker: usize, priority: u8, runnable: Runnable) {
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
@@ -339,11 +339,24 @@ impl Shared {
         }
     }
 
-    /// Announces what waits with a worker whose poll does not end: that it was pushed may have been missed, and the worker itself
-    /// makes up for that only at its next dispatch.
-    pub(super) fn show_work_of(&self, worker: usize) {
-        let occupied = |priority: &u8| self.workers[worker].occupied(*priority);
-        (0..PRIORITIES as u8).filter(occupied).for_each(|priority| self.ready.announce(worker, priority));
+    /// The priorities of which a worker has tasks queued; whether they are announced or not.
+    pub(super) fn queued_with(&self, worker: usize) -> u64 {
+        (0..PRIORITIES as u8).filter(|priority| self.workers[worker].occupied(*priority)).fold(0, with)
+    }
+
+    /// Takes a task out of a worker's queues from outside.
+    pub(super) fn take_from(&self, worker: usize, priority: u8) -> Option<Runnable> {
+        let remote = &self.workers[worker];
+        let stealer = remote.stealers[usize::from(priority)].get();
+        let stolen = stealer.and_then(|stealer| {
+            loop {
+                match stealer.steal() {
+                    Steal::Retry => std::hint::spin_loop(),
+                    stolen => break stolen.success(),
+                }
+            }
+        });
+        stolen.or_else(|| remote.inboxes[usize::from(priority)].get()?.pop())
     }
 
     /// Of these priorities, those that any queue holds an item of: exact for what was published before.

@@ -9,6 +9,9 @@
 //! counts before it shows and waits for the claim before it goes on to another poll, so if the count is still the same,
 //! that record belongs to that poll. `loom-tests/shown.rs` has the model.
 //!
+//! What waits behind a stuck poll is helped at each look while that lasts: its worker's tasks are announced, a sleeper is woken,
+//! some are moved to workers that are free, and if no general worker is, a spare is called (`spare`).
+//!
 //! The watch samples while a worker is awake, and for [`LINGER`] longer. Then it says that it does not sample any more,
 //! fences, and looks once more whether all sleep. A worker that has slept fences before its first poll and asks whether the
 //! watch samples; its sleep bit was cleared before. Of the two, one sees the other: either the worker sees that the watch
@@ -22,6 +25,7 @@ use std::time::Duration;
 use super::shared::Shared;
 use super::shown::{Look, Report};
 use super::task::{discard_panic, panic_message};
+use super::worker::priorities;
 use crate::clock::Tick;
 
 /// How long the watch goes on once all workers sleep: to be woken costs more than some looks, and would delay a task.
@@ -35,6 +39,8 @@ pub(super) struct Sampler {
     seen: Box<[Seen]>,
     /// When a worker was last seen awake; none while nothing is sampled.
     awake: Option<Tick>,
+    /// Tasks moved so far: they go round.
+    moved: usize,
 }
 
 /// A worker as it was when its counts last changed.
@@ -57,7 +63,7 @@ struct Found {
 impl Sampler {
     pub(super) fn new(shared: &'static Shared) -> Self {
         let seen = Seen { begun: 0, ended: 0, since: Tick::from_nanos(0), stuck: false };
-        Self { shared, seen: shared.workers.iter().map(|_| seen).collect(), awake: None }
+        Self { shared, seen: shared.workers.iter().map(|_| seen).collect(), awake: None, moved: 0 }
     }
 
     /// Looks at all workers; says when to look next.
@@ -105,28 +111,53 @@ impl Sampler {
     }
 
     /// Sees to what waits behind stuck polls.
-    fn help(&self) {
+    fn help(&mut self) {
         let (shared, groups) = (self.shared, &self.shared.groups);
-        let stuck = |worker: &usize| self.seen[*worker].stuck;
-        let general_stuck = groups.general().all(|worker| stuck(&worker));
-        let mut any_stuck = false;
-        for worker in (0..shared.regular).filter(stuck) {
-            any_stuck = true;
-            shared.show_work_of(worker);
+        let seen = &self.seen;
+        let stuck = |worker: &usize| seen[*worker].stuck;
+        let blocked: Vec<_> = (0..seen.len()).filter(stuck).collect();
+        for worker in &blocked {
+            // A local push goes without a fence, for which its worker makes up at its next dispatch.
+            priorities(shared.queued_with(*worker)).for_each(|priority| shared.ready.announce(*worker, priority));
         }
-        let waiting = if any_stuck { shared.waiting(u64::MAX) } else { 0 };
+        let waiting = if blocked.is_empty() { 0 } else { shared.waiting(u64::MAX) };
         if waiting != 0 {
             // A task that is alone with its worker has woken nobody, for it was to run there next.
             shared.wake(waiting);
         }
         let free = groups.reserved().find(|worker| !stuck(worker));
         let served = free.map_or(0, |worker| groups.allowed(worker));
-        if !general_stuck {
+        if !groups.general().all(|worker| stuck(&worker)) {
             shared.relieve_spares();
         } else if waiting & !served != 0 && shared.spares_on_duty().all(|spare| stuck(&(shared.regular + spare))) {
             shared.call_spare();
         }
         shared.note_spares();
+        for worker in blocked {
+            self.move_work_of(worker);
+        }
+    }
+
+    /// Moves some of what is queued with a worker to those that are free: one that always has work of the same priority would not
+    /// look for it.
+    fn move_work_of(&mut self, worker: usize) {
+        /// Tasks of a priority at a look. All may be many; what is left is moved at the next one, unless others have stolen it.
+        const AT_A_LOOK: usize = 256;
+        let shared = self.shared;
+        let spares = shared.spares_on_duty().map(|spare| shared.regular + spare);
+        let takers: Vec<_> = (0..shared.regular).chain(spares).filter(|taker| !self.seen[*taker].stuck).collect();
+        for priority in priorities(shared.queued_with(worker)) {
+            let may = |taker: &&usize| shared.groups.allowed(**taker) & 1 << priority != 0;
+            let takers: Vec<_> = takers.iter().filter(may).collect();
+            if takers.is_empty() {
+                continue;
+            }
+            for _ in 0..AT_A_LOOK {
+                let Some(task) = shared.take_from(worker, priority) else { break };
+                self.moved = self.moved.wrapping_add(1);
+                shared.push_to(*takers[self.moved % takers.len()], priority, task);
+            }
+        }
     }
 
     fn next_look(&mut self, now: Tick, limit: Duration) -> Tick {

@@ -416,8 +416,9 @@ impl Local {
 
     /// Hands what is queued here to the workers: a spare leaves.
     pub(super) fn hand_over(&self) {
-        for priority in priorities(self.nonempty.replace(0)) {
-            while let Some(task) = self.deque(priority).pop() {
+        self.nonempty.set(0);
+        for priority in priorities(self.shared.queued_with(self.index)) {
+            while let Some(task) = self.shared.take_from(self.index, priority) {
                 self.shared.push_to(self.shared.outside_worker(), priority, task);
             }
         }

@@ -1,7 +1,7 @@
 //! Workers that are reserved for the best priorities. Nobody watches them here: the watch would make up for a lost wake-up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use corelane::{Executor, ExecutorBuilder, LaneConfig, sleep, yield_now};
@@ -118,6 +118,37 @@ fn top_work_goes_to_the_others_when_the_reserved_workers_are_busy() {
             go.open();
             tasks.into_iter().for_each(|task| finish("a top task", task).unwrap());
         }
+    });
+}
+
+#[test]
+fn work_that_comes_up_on_a_reserved_worker_takes_turns_with_the_rest() {
+    on_reserved(|executor, reserved| {
+        let first = executor.workers() - reserved;
+        let stop = Arc::new(AtomicBool::new(false));
+        // The others always have work of this priority themselves.
+        let endless: Vec<_> = (0..2 * first)
+            .map(|_| {
+                let stop = Arc::clone(&stop);
+                executor.spawn(9, async move {
+                    while !stop.load(Ordering::SeqCst) {
+                        yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        eventually("a reserved worker has spawned what ends them", || {
+            let (inner, stop) = (executor.clone(), Arc::clone(&stop));
+            let top = executor.spawn(0, async move {
+                let here = this_worker() >= first;
+                if here {
+                    inner.spawn(9, async move { stop.store(true, Ordering::SeqCst) }).detach();
+                }
+                here
+            });
+            finish("a top task", top).unwrap()
+        });
+        endless.into_iter().for_each(|task| finish("the rest", task).unwrap());
     });
 }
 

@@ -196,7 +196,8 @@ fn what_a_stuck_poll_has_spawned_and_woken_itself_runs() {
         let spawns = executor.spawn(3, async move {
             let ran = Barrier::default();
             let opens = ran.clone();
-            inner.spawn(3, async move { opens.open() }).detach();
+            // Of a priority that nobody has seen before.
+            inner.spawn(7, async move { opens.open() }).detach();
             ran.wait();
         });
         finish("what was spawned", spawns).unwrap();
@@ -219,6 +220,38 @@ fn what_a_stuck_poll_has_spawned_and_woken_itself_runs() {
         finish("what was woken", waits).unwrap();
         finish("what woke it", wakes).unwrap();
     });
+}
+
+#[test]
+fn what_waits_behind_a_stuck_poll_takes_turns_with_the_work_of_others() {
+    for workers in [2, 4] {
+        let executor = builder(workers).spare_threads(0).build().unwrap();
+        let (stop, go, blocked) = (Arc::new(AtomicBool::new(false)), Barrier::default(), Barrier::default());
+        let (begun, blocking) = (blocked.clone(), go.clone());
+        let blocks = executor.spawn(3, async move {
+            begun.open();
+            blocking.wait();
+        });
+        blocked.wait();
+        // Each worker gets some of these, the blocked one, too; and the others never run out of them.
+        let started = Arc::new(AtomicUsize::new(0));
+        let all = 100 * workers;
+        let endless: Vec<_> = (0..all)
+            .map(|_| {
+                let (started, stop) = (Arc::clone(&started), Arc::clone(&stop));
+                executor.spawn(5, async move {
+                    started.fetch_add(1, Ordering::SeqCst);
+                    while !stop.load(Ordering::SeqCst) {
+                        yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        eventually("all have started", || started.load(Ordering::SeqCst) == all);
+        stop.store(true, Ordering::SeqCst);
+        go.open();
+        endless.into_iter().chain([blocks]).for_each(|task| finish("a task", task).unwrap());
+    }
 }
 
 #[test]
@@ -249,24 +282,27 @@ fn a_spare_runs_all_that_waits_and_its_tasks_have_timers() {
 #[test]
 fn a_spare_that_leaves_hands_over_what_it_has() {
     on_workers(|executor| {
-        for round in 0..10 {
+        for _ in 0..5 {
             let (go, blocked) = block_all(executor);
-            let (ran, all) = (Arc::new(AtomicUsize::new(0)), 500);
-            let tasks: Vec<_> = (0..all)
+            let (started, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+            let tasks: Vec<_> = (0..100)
                 .map(|i| {
-                    let (ran, go) = (Arc::clone(&ran), go.clone());
-                    executor.spawn(5 + (i % 3) as u8, async move {
-                        // Let go somewhere in the middle, while the spare has some of the rest.
-                        if ran.fetch_add(1, Ordering::SeqCst) == round * 40 {
-                            go.open();
+                    let (started, stop) = (Arc::clone(&started), Arc::clone(&stop));
+                    executor.spawn(5 + i % 3, async move {
+                        started.fetch_add(1, Ordering::SeqCst);
+                        while !stop.load(Ordering::SeqCst) {
+                            yield_now().await;
                         }
-                        yield_now().await;
                     })
                 })
                 .collect();
-            tasks.into_iter().for_each(|task| finish("what was handed over", task).unwrap());
+            eventually("the spare has some of them", || started.load(Ordering::SeqCst) > 10);
+            go.open();
             blocked.into_iter().for_each(|task| finish("a blocked task", task).unwrap());
+            // They all go on.
             off_duty(executor);
+            stop.store(true, Ordering::SeqCst);
+            tasks.into_iter().for_each(|task| finish("what was handed over", task).unwrap());
         }
     });
 }
