@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::fence;
 use std::time::Duration;
@@ -69,14 +70,25 @@ impl Shown {
 
     /// Called by the worker with what it showed. Afterwards nobody looks at it.
     pub(crate) fn hide(&self, record: NonNull<()>) {
-        /// Looks before the watch gets the CPU: it may have been interrupted, which takes much longer than a look.
-        const SPINS: u32 = 64;
-        let mut looks = 0;
+        if !self.try_hide(record) {
+            self.wait_to_hide(record);
+        }
+    }
+
+    fn try_hide(&self, record: NonNull<()>) -> bool {
         // ORDERING: acquire, to come after the watch's look, which `give_back` has released.
         // Model: shown.rs::a_record_is_never_looked_at_once_it_is_hidden.
-        while self.word.compare_exchange(record.as_ptr(), null_mut(), Ordering::Acquire, Ordering::Relaxed).is_err() {
-            looks += 1;
-            if looks < SPINS { spin_loop() } else { yield_now() }
+        self.word.compare_exchange(record.as_ptr(), null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[cold]
+    fn wait_to_hide(&self, record: NonNull<()>) {
+        /// Tries before the watch gets the CPU: it may have been interrupted, which takes much longer than a look.
+        const SPINS: u32 = 64;
+        let mut tries = 0;
+        while !self.try_hide(record) {
+            tries += 1;
+            if tries < SPINS { spin_loop() } else { yield_now() }
         }
     }
 
@@ -99,40 +111,43 @@ impl Shown {
 
 /// Polls something that the watch may ask about meanwhile.
 pub(crate) fn show_during<T>(record: &Record<'_>, poll: impl FnOnce() -> T) -> T {
-    let shared = record.task.meta().shared;
-    if !shared.watches(record.deadline) {
-        return poll();
-    }
-    let remote = Local::with_current(shared, |local| local.map(Local::remote));
-    // Not empty for a poll within a poll, of which the outer one is shown.
-    let Some(remote) = remote.filter(|remote| remote.shown.is_empty()) else { return poll() };
-    let _showing = Showing::new(&remote.shown, record);
-    if record.deadline != Tick::NEVER {
-        // ORDERING: we show, fence, and read when the watch looks next; it writes that, fences, and reads what is shown:
-        // one of the two sees the other.
-        fence(Ordering::SeqCst);
-        shared.look_by(record.deadline);
-    }
+    let _showing = Showing::new(record);
     poll()
 }
 
 /// Hides the record when it is dropped, also by a panic.
 struct Showing<'a> {
-    shown: &'a Shown,
+    /// None if nobody is to see it.
+    shown: Option<&'static Shown>,
     record: NonNull<()>,
+    _record: PhantomData<&'a ()>,
 }
 
 impl<'a> Showing<'a> {
-    fn new(shown: &'a Shown, record: &'a Record<'_>) -> Self {
-        let record = NonNull::from(record).cast();
-        shown.show(record);
-        Self { shown, record }
+    fn new(record: &'a Record<'_>) -> Self {
+        let shared = record.task.meta().shared;
+        let worker = || Local::with_current(shared, |local| local.map(|local| &*local.remote().shown));
+        // Not empty for a poll within a poll, of which the outer one is shown.
+        let shown = if shared.watches(record.deadline) { worker().filter(|shown| shown.is_empty()) } else { None };
+        let place = NonNull::from(record).cast();
+        if let Some(shown) = shown {
+            shown.show(place);
+            if record.deadline != Tick::NEVER {
+                // ORDERING: we show, fence, and read when the watch looks next; it writes that, fences, and reads what is
+                // shown: one of the two sees the other.
+                fence(Ordering::SeqCst);
+                shared.look_by(record.deadline);
+            }
+        }
+        Self { shown, record: place, _record: PhantomData }
     }
 }
 
 impl Drop for Showing<'_> {
     fn drop(&mut self) {
-        self.shown.hide(self.record);
+        if let Some(shown) = self.shown {
+            shown.hide(self.record);
+        }
     }
 }
 

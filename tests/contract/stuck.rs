@@ -282,28 +282,36 @@ fn a_spare_runs_all_that_waits_and_its_tasks_have_timers() {
 #[test]
 fn a_spare_that_leaves_hands_over_what_it_has() {
     on_workers(|executor| {
-        for _ in 0..5 {
-            let (go, blocked) = block_all(executor);
-            let (started, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-            let tasks: Vec<_> = (0..100)
-                .map(|i| {
-                    let (started, stop) = (Arc::clone(&started), Arc::clone(&stop));
-                    executor.spawn(5 + i % 3, async move {
-                        started.fetch_add(1, Ordering::SeqCst);
-                        while !stop.load(Ordering::SeqCst) {
-                            yield_now().await;
-                        }
-                    })
+        let (go, blocked) = block_all(executor);
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (left, stop) = (flag(), flag());
+        let (started, polled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let all = 100 * executor.workers();
+        let tasks: Vec<_> = (0..all)
+            .map(|_| {
+                let (left, stop) = (Arc::clone(&left), Arc::clone(&stop));
+                let (started, polled) = (Arc::clone(&started), Arc::clone(&polled));
+                executor.spawn(5, async move {
+                    started.fetch_add(1, Ordering::SeqCst);
+                    while !left.load(Ordering::SeqCst) {
+                        yield_now().await;
+                    }
+                    polled.fetch_add(1, Ordering::SeqCst);
+                    while !stop.load(Ordering::SeqCst) {
+                        yield_now().await;
+                    }
                 })
-                .collect();
-            eventually("the spare has some of them", || started.load(Ordering::SeqCst) > 10);
-            go.open();
-            blocked.into_iter().for_each(|task| finish("a blocked task", task).unwrap());
-            // They all go on.
-            off_duty(executor);
-            stop.store(true, Ordering::SeqCst);
-            tasks.into_iter().for_each(|task| finish("what was handed over", task).unwrap());
-        }
+            })
+            .collect();
+        eventually("the spare has all of them", || started.load(Ordering::SeqCst) == all);
+        go.open();
+        blocked.into_iter().for_each(|task| finish("a blocked task", task).unwrap());
+        off_duty(executor);
+        left.store(true, Ordering::SeqCst);
+        // They never end, so a worker that has one of them does not look for others.
+        eventually("all go on elsewhere", || polled.load(Ordering::SeqCst) == all);
+        stop.store(true, Ordering::SeqCst);
+        tasks.into_iter().for_each(|task| finish("what was handed over", task).unwrap());
     });
 }
 
