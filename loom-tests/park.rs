@@ -118,7 +118,7 @@ impl Board {
     }
 
     fn wake_one(&self) {
-        if self.slip == Slip::PlainLoad && !matches!(self.idle.outlook(), Notified::Claimed(_)) {
+        if self.slip == Slip::PlainLoad && self.idle.nobody_to_wake() {
             return;
         }
         if let Notified::Claimed(worker) = self.idle.notify() {

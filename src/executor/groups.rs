@@ -78,7 +78,7 @@ impl Groups {
                 Notified::Nobody => {}
             }
         }
-        rest == 0 || !matches!(self.general.outlook(), Notified::Claimed(_))
+        rest == 0 || self.general.nobody_to_wake()
     }
 
     /// A sleeper that may take work of this priority, if there is one: a hint for where to put an item. May be stale, and is

@@ -53,6 +53,12 @@ impl Idle {
         Self { word: CachePadded::new(AtomicU64::new(0)) }
     }
 
+    /// Whether [`Idle::notify`] would claim nobody now: cheap, and possibly stale.
+    pub(crate) fn nobody_to_wake(&self) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        searching(word) > 0 || sleeping(word) == 0
+    }
+
     /// What [`Idle::notify`] would say now: cheap, and possibly stale.
     pub(crate) fn outlook(&self) -> Notified {
         outlook(self.word.load(Ordering::Relaxed))

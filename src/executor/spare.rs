@@ -79,7 +79,8 @@ impl Shared {
         }
     }
 
-    /// Whether a lone worker has company, as of now.
+    /// Whether a lone worker has company, as of now. A spare that comes just when it is relieved may find none for a look: it runs
+    /// nothing then.
     pub(super) fn note_spares(&self) {
         self.alone.store(self.regular == 1 && !self.has_spare_at_work(), Ordering::Relaxed);
     }

@@ -411,7 +411,7 @@ impl Local {
 
     /// One worker needs no masks, no thieves and no search, while no spare is on duty.
     fn alone(&self) -> bool {
-        self.index == 0 && self.shared.alone.load(Ordering::Relaxed)
+        self.shared.alone.load(Ordering::Relaxed)
     }
 
     /// Hands what is queued here to the workers: a spare leaves.
