@@ -16,6 +16,7 @@
 //! Words outside the protocol under test (who runs, what ended) are std atomics where they only help a model to end:
 //! loom does not see those, and so explores no interleavings on their account.
 
+mod cell;
 mod gate;
 mod keys;
 mod life;

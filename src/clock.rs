@@ -19,10 +19,12 @@ impl Tick {
     /// Later than every deadline: "never".
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
+    #[inline]
     pub(crate) const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
+    #[inline]
     pub(crate) const fn as_nanos(self) -> u64 {
         self.0
     }
@@ -57,6 +59,7 @@ impl Clock {
         Self::Virtual(Arc::new(AtomicU64::new(0)))
     }
 
+    #[inline]
     pub(crate) fn now(&self) -> Tick {
         match self {
             Self::System => Tick(u64::try_from(ORIGIN.elapsed().as_nanos()).unwrap_or(u64::MAX)),

@@ -364,6 +364,7 @@ impl EventEmitter {
     }
 
     /// Whether anyone subscribed: nothing is built if not.
+    #[inline]
     pub(crate) fn is_observed(&self) -> bool {
         self.shared.subscribers.load(Ordering::Relaxed) > 0
     }
@@ -372,6 +373,7 @@ impl EventEmitter {
     ///
     /// What is told calls others' code (a command's type, a subscriber's waker), whose panic must not stop the teller half-way
     /// through a transition.
+    #[inline]
     pub(crate) fn observe(&self, make: impl FnOnce() -> Transition) {
         if self.is_observed() {
             let told = catch_unwind(AssertUnwindSafe(|| self.send(Emitted::Transition(make(), wall_now()))));

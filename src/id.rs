@@ -17,6 +17,7 @@ impl CommandId {
     /// Numbers that a thread takes from the shared counter at a time: one shared write per this many commands.
     const BLOCK: u64 = 1024;
 
+    #[inline]
     pub(crate) fn next() -> Self {
         static NEXT_BLOCK: AtomicU64 = AtomicU64::new(1);
         thread_local! {

@@ -43,7 +43,7 @@ pub use queue::{
 pub use simulation::Simulation;
 
 /// What surrounds the polls of a queue made here and now: the one place that knows which adapters there are.
-fn ambient() -> Option<std::sync::Arc<dyn queue::Ambient>> {
+fn ambient() -> Option<std::sync::Arc<dyn executor::Ambient>> {
     #[cfg(feature = "tokio")]
     return Some(adapters::tokio::ambient());
     #[cfg(not(feature = "tokio"))]

@@ -1,9 +1,9 @@
 //! Instructions for each operation, counted under callgrind and compared with the checked-in `instructions.baseline`.
 //!
 //! ```text
-//! cargo bench --bench instructions              compare; fails above +3 %
-//! cargo bench --bench instructions -- --save    replace the baseline
-//! cargo bench --bench instructions -- --test    run every case once, uncounted
+//! cargo bench --no-default-features --bench instructions              compare; fails above +3 %
+//! cargo bench --no-default-features --bench instructions -- --save    replace the baseline
+//! cargo bench --no-default-features --bench instructions -- --test    run every case once, uncounted
 //! ```
 //!
 //! Needs `valgrind`. Instructions are not time: a cache miss counts as one, and so does a hit. But they are the same on a busy
@@ -12,6 +12,7 @@
 //! Each case runs twice, in processes of their own, with few rounds and with many. The difference is what the rounds take:
 //! start-up, set-up and teardown cancel out. There is one thread ([`corelane::Simulation`]), which makes the order of what
 //! happens the same in each run; its own cost, about 80 instructions for each poll, is part of the counts.
+//! Without the tokio shim: a worker stays within a runtime's context from poll to poll, but a simulation leaves it each time.
 //!
 //! Why not gungraun: its baselines are callgrind's own output files, of which each has thousands of lines and the machine's
 //! paths. Here a baseline is one line for each case, to be read in a review.
@@ -81,7 +82,7 @@ fn save() -> Result<ExitCode, Error> {
     let counts = count_all()?;
     let width = width();
     let lines = counts.iter().map(|(name, count)| format!("{name:width$} {count:>9.1}\n"));
-    let header = "# Instructions for each operation. Written by `cargo bench --bench instructions -- --save`.\n";
+    let header = "# Instructions for each operation. Written by `cargo bench --no-default-features --bench instructions -- --save`.\n";
     fs::write(BASELINE, format!("{header}# {}\n{}", toolchain()?, lines.collect::<String>()))?;
     println!("saved:");
     counts.iter().for_each(|(name, count)| println!("{name:width$} {count:>9.1}"));

@@ -60,6 +60,7 @@ impl Shared {
 
 impl Local {
     /// A task of a priority that has starved, if there is one.
+    #[inline]
     pub(super) fn take_due(&self) -> Option<Runnable> {
         let floor = &self.shared.floor;
         let due = floor.due.load(Ordering::Relaxed) & self.allowed;
@@ -70,6 +71,7 @@ impl Local {
     }
 
     /// Before a poll at `priority`: notes that it is served, and has the watch look if work with a floor is left behind.
+    #[inline]
     pub(super) fn note_floor(&self, priority: u8) {
         let floor = &self.shared.floor;
         let floored = floor.floored.load(Ordering::Relaxed);

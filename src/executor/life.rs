@@ -40,6 +40,7 @@ pub(crate) enum End {
 }
 
 impl End {
+    #[inline]
     const fn bit(self) -> u8 {
         match self {
             Self::Done => DONE,
@@ -75,6 +76,7 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    #[inline]
     pub(crate) fn new(birth: Birth) -> Self {
         let state = match birth {
             Birth::Admitted => ADMITTED,
@@ -85,15 +87,18 @@ impl Life {
     }
 
     /// The future waits to be admitted (again). False if it has ended: then it is not queued.
+    #[inline]
     pub(crate) fn queue(&self) -> bool {
         self.change(|state| (state & TERMINAL == 0).then_some(state | QUEUED)).is_ok()
     }
 
+    #[inline]
     pub(crate) fn is_queued(&self) -> bool {
         self.state.load(Ordering::Acquire) & QUEUED != 0
     }
 
     /// Takes a queued task and admits it, `keyed` with a place of its key. False if somebody else has taken it.
+    #[inline]
     pub(crate) fn admit(&self, keyed: bool) -> bool {
         let set = if keyed { ADMITTED | KEYED } else { ADMITTED };
         self.change(|state| (state & QUEUED != 0).then_some((state & !QUEUED) | set)).is_ok()
@@ -101,51 +106,61 @@ impl Life {
 
     /// A command that is past its line has a permit (again), and with `keyed` a place of its key: also one that has ended, which
     /// then gives them back.
+    #[inline]
     pub(crate) fn hold(&self, keyed: bool) {
         self.state.fetch_or(if keyed { ADMITTED | KEYED } else { ADMITTED }, Ordering::AcqRel);
     }
 
     /// The future gives its permit away; says whether it had one.
+    #[inline]
     pub(crate) fn give_up_permit(&self) -> bool {
         self.state.fetch_and(!ADMITTED, Ordering::AcqRel) & ADMITTED != 0
     }
 
     /// The future gives the place of its key away; says whether it had one.
+    #[inline]
     pub(crate) fn give_up_key(&self) -> bool {
         // Nobody sets the bit of a task that runs.
         self.state.load(Ordering::Acquire) & KEYED != 0 && self.state.fetch_and(!KEYED, Ordering::AcqRel) & KEYED != 0
     }
 
+    #[inline]
     pub(crate) fn is_admitted(&self) -> bool {
         self.state.load(Ordering::Acquire) & ADMITTED != 0
     }
 
     /// The future begins its first attempt, unless the task has ended.
+    #[inline]
     pub(crate) fn start(&self) -> bool {
         self.change(|state| (state & TERMINAL == 0).then_some(state | STARTED)).is_ok()
     }
 
+    #[inline]
     pub(crate) fn has_started(&self) -> bool {
         self.state.load(Ordering::Acquire) & STARTED != 0
     }
 
     /// How the task ended, if it has.
+    #[inline]
     pub(crate) fn end(&self) -> Option<End> {
         ended(self.state.load(Ordering::Acquire))
     }
 
     /// Ends the task, unless it has ended already: then the error says how.
+    #[inline]
     pub(crate) fn try_end(&self, end: End) -> Result<Ended, End> {
         let before = self.change(|state| (state & TERMINAL == 0).then_some((state & !QUEUED) | end.bit()));
         before.map(looked).map_err(|state| ended(state).unwrap_or(end))
     }
 
     /// Ends the task if it still waits to be admitted.
+    #[inline]
     pub(crate) fn end_queued(&self, end: End) -> Option<Ended> {
         self.change(|state| (state & QUEUED != 0).then_some((state & !QUEUED) | end.bit())).ok().map(looked)
     }
 
     /// Ends the task if it has not started.
+    #[inline]
     pub(crate) fn end_unstarted(&self, end: End) -> Option<Ended> {
         self.change(|state| (state & (STARTED | TERMINAL) == 0).then_some((state & !QUEUED) | end.bit()))
             .ok()
@@ -153,6 +168,7 @@ impl Life {
     }
 
     /// One step to what `next` says; the state before it, or the state of which `next` says that there is none.
+    #[inline]
     fn change(&self, next: impl Fn(u8) -> Option<u8>) -> Result<u8, u8> {
         let mut state = self.state.load(Ordering::Acquire);
         loop {
@@ -166,10 +182,12 @@ impl Life {
     }
 }
 
+#[inline]
 fn looked(before: u8) -> Ended {
     Ended { was_queued: before & QUEUED != 0, had_started: before & STARTED != 0 }
 }
 
+#[inline]
 fn ended(state: u8) -> Option<End> {
     match state & TERMINAL {
         0 => None,

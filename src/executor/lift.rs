@@ -9,8 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::life::Birth;
-use super::task::{self, Handle, Runnable};
+use super::task::{self, Handle, Making, Runnable};
 use super::worker::Local;
 
 /// Puts a new task on a run queue, from where it can be lifted.
@@ -22,7 +21,7 @@ pub(crate) fn schedule_liftable(runnable: Runnable) {
 pub(crate) fn lift(handle: &Handle) {
     let (shared, priority) = (handle.meta().shared, handle.meta().priority());
     let way = Way(handle.clone());
-    let (runnable, way) = task::new(shared, priority, Birth::Admitted, false, |_| way);
+    let (runnable, way) = task::new(shared, Making { has_ambient: true, ..Making::plain(priority) }, |_| way);
     way.detach();
     shared.push_new(priority, runnable);
 }
@@ -38,7 +37,7 @@ impl Future for Way {
             let shared = self.0.meta().shared;
             Local::with_current(shared, |local| match local {
                 Some(local) => local.run(runnable),
-                None => _ = runnable.run(),
+                None => runnable.run(),
             });
         }
         Poll::Ready(())

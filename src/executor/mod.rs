@@ -2,14 +2,17 @@
 //!
 //! | file | protocol |
 //! |---|---|
-//! | `task` | spawned future, handle, contained panics |
+//! | `task` | spawned future, its handle and metadata |
+//! | `cell`, `state` | a future, its value and who waits for it, in one allocation |
+//! | `memory`, `slab` | cells for the next tasks |
 //! | `life` | how a task may end before its future stops |
 //! | `worker` | what runs next; the loop of a worker thread |
-//! | `slot`, `lift` | parked tasks; tasks that stand on several run queues |
+//! | `lift` | tasks that stand on several run queues |
 //! | `floor` | priorities that must not starve |
 //! | `steal` | taking tasks from other workers, by priority |
 //! | `ready` | masks: which priorities have work, and where |
 //! | `park` | sleeping without missing work |
+//! | `ambient` | another runtime's context around polls |
 //! | `groups` | workers that are reserved for the best priorities |
 //! | `wheel`, `timers`, `time` | timers, per worker |
 //! | `waiting` | tasks that wait, to be ended when the executor closes |
@@ -19,16 +22,20 @@
 //! | `spare` | threads that run what waits behind such polls |
 //! | `shared` | what the workers share, and when it is freed |
 
+mod ambient;
+pub(crate) mod cell;
 mod floor;
 pub(crate) mod groups;
 pub(crate) mod life;
 mod lift;
+mod memory;
 pub(crate) mod park;
 pub(crate) mod ready;
 mod shared;
 pub(crate) mod shown;
-pub(crate) mod slot;
+mod slab;
 mod spare;
+pub(crate) mod state;
 mod stats;
 mod steal;
 mod stuck;
@@ -49,12 +56,13 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+pub(crate) use ambient::{Ambient, within};
 pub(crate) use lift::{lift, schedule_liftable};
 pub(crate) use park::MAX_WORKERS;
 pub(crate) use shown::{About, Record, Report, show_during};
 pub use stats::{ShutdownReport, SpareStats, WorkerStats};
 pub use task::{Cancel, Task, TaskError};
-pub(crate) use task::{Handle, Runnable, TaskRef, discard_panic, panic_message};
+pub(crate) use task::{Handle, Making, Runnable, TaskRef, discard_panic, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
 pub(crate) use time::{now, sleep_until};
 pub(crate) use timers::TimerKey;
@@ -65,7 +73,6 @@ use event_listener::Event;
 
 use crate::clock::Clock;
 use crate::error::ConfigErrors;
-use life::Birth;
 pub(crate) use shared::{Closing, Shape, Shared};
 use shared::{PRIORITIES, Phase};
 
@@ -234,6 +241,7 @@ impl Executor {
     }
 
     /// Whether new tasks are run.
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.shared().phase() == Phase::Open
     }
@@ -283,27 +291,31 @@ impl Executor {
     {
         let shared = self.shared();
         let priority = priority.min(LOWEST_PRIORITY);
-        let (runnable, task) = task::new(shared, priority, Birth::Admitted, false, |_| future);
+        let (runnable, task) = task::new(shared, Making::plain(priority), |_| future);
         self.schedule_new(runnable);
         task
     }
 
     /// Makes a task that waits to be admitted: the caller keeps the runnable until it may run.
-    pub(crate) fn prepare<F>(
-        &self,
-        priority: u8,
-        birth: Birth,
-        timed: bool,
-        make: impl FnOnce(TaskRef) -> F,
-    ) -> (Runnable, Task<F::Output>)
+    pub(crate) fn prepare<F>(&self, making: Making, make: impl FnOnce(TaskRef) -> F) -> (Runnable, Task<F::Output>)
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        task::new(self.shared(), priority, birth, timed, make)
+        task::new(self.shared(), making, make)
+    }
+
+    /// The same, parked in its own cell.
+    pub(crate) fn prepare_parked<F>(&self, making: Making, make: impl FnOnce(TaskRef) -> F) -> (Handle, Task<F::Output>)
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        task::new_parked(self.shared(), making, make)
     }
 
     /// Puts a new task on a run queue.
+    #[inline]
     pub(crate) fn schedule_new(&self, runnable: Runnable) {
         if self.is_open() {
             // The handle keeps what is shared in memory.
@@ -361,6 +373,7 @@ impl Executor {
         self.shared().regular
     }
 
+    #[inline]
     pub(crate) fn shared(&self) -> &'static Shared {
         self.core.shared
     }
@@ -387,6 +400,7 @@ impl fmt::Debug for Executor {
 }
 
 /// Puts a task that was admitted because another one ended on a run queue.
+#[inline]
 pub(crate) fn schedule_admitted(runnable: Runnable) {
     let meta = runnable.metadata();
     let (shared, priority) = (meta.shared, meta.priority());

@@ -176,6 +176,7 @@ impl Shared {
         }
     }
 
+    #[inline]
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Open,
@@ -227,6 +228,7 @@ impl Shared {
     }
 
     /// Puts a task that became due on a run queue.
+    #[inline]
     pub(crate) fn push(&'static self, priority: u8, runnable: Runnable) {
         Local::with_current(self, |local| match local.filter(|local| local.takes(priority)) {
             Some(local) => local.push_woken(priority, runnable),
@@ -241,6 +243,7 @@ impl Shared {
 
     /// As [`Shared::push`] for a task that was admitted because another one ended. Now and then it goes to another worker: those
     /// that follow each other would all run on one, and what is spread unevenly over the workers would stay so.
+    #[inline]
     pub(crate) fn push_admitted(&'static self, priority: u8, runnable: Runnable) {
         let taker = |local: &&Local| local.takes(priority);
         Local::with_current(self, |local| {
@@ -259,6 +262,7 @@ impl Shared {
 
     /// As [`Shared::push`] for a new task, for which a sleeping worker is woken even if it is alone in its queue. The caller
     /// holds a handle of the executor.
+    #[inline]
     pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
         Local::with_current(self, |local| match local.filter(|local| local.takes(priority)) {
             Some(local) => local.push_new(priority, runnable),
@@ -320,10 +324,12 @@ impl Shared {
     }
 
     /// Keeps this in memory until [`Shared::end_use`].
+    #[inline]
     pub(crate) fn begin_use(&'static self) {
         self.count(|count| &count.uses_begun);
     }
 
+    #[inline]
     pub(crate) fn end_use(&'static self) {
         self.count(|count| &count.uses_ended);
     }
@@ -373,20 +379,24 @@ impl Shared {
         self.workers.iter().any(|worker| worker.occupied(priority))
     }
 
+    #[inline]
     pub(crate) fn task_created(&'static self) {
         self.count(|count| &count.created);
     }
 
+    #[inline]
     pub(crate) fn task_finished(&'static self) {
         self.count(|count| &count.finished);
         self.notice_drained();
     }
 
     /// The last access that a task makes to this.
+    #[inline]
     pub(crate) fn task_destroyed(&'static self) {
         self.count(|count| &count.destroyed);
     }
 
+    #[inline]
     fn count(&'static self, which: impl Fn(&TaskCount) -> &AtomicU64) {
         Local::with_current(self, |local| match local {
             // ORDERING: release, so that whoever frees this after reading the counts does so after the task's accesses.
@@ -419,6 +429,7 @@ impl Shared {
     }
 
     /// While draining: tells the waiter if no task is left.
+    #[inline]
     pub(crate) fn notice_drained(&self) {
         if self.phase() != Phase::Open {
             // ORDERING: of two threads that each end a task last, one sees the other's count.
@@ -429,6 +440,7 @@ impl Shared {
         }
     }
 
+    #[inline]
     fn outside_count(&self) -> &TaskCount {
         &self.outside[thread_number() % OUTSIDE_SHARDS]
     }
@@ -497,6 +509,7 @@ impl Remote {
 }
 
 /// A small number of its own for each thread.
+#[inline]
 pub(crate) fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -11,10 +11,12 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     /// Only ever called by the one writer.
+    #[inline]
     pub(crate) fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

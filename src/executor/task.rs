@@ -1,39 +1,35 @@
-//! Tasks: a spawned future, its handle, and the containment of its panics.
-//!
-//! The cell is async-task's: one allocation that holds the future, then its output, and is its own wake-up handle. This
-//! file is the only one that knows so. Added here: metadata (executor, priority, life), a schedule function without
-//! captures, and a wrapper that catches panics of polls and destructors, since async-task aborts on the latter.
-//!
-//! A task that waits to be admitted is *parked*: its one [`Runnable`] lies in its own cell, and any number of [`Handle`]s
-//! lead there. Taking it out is a swap, so it is taken once, whoever comes. So a task can stand in several queues at a time.
+//! Tasks: a spawned future's metadata, its handle, and what became of it. The cell itself is in `cell`.
+
 #![allow(unsafe_code)]
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use atomic_waker::AtomicWaker;
-use pin_project_lite::pin_project;
 use thiserror::Error;
 
+use super::cell::{self, Join, MetaRef, Metadata, Value};
 use super::life::{Birth, Life};
 use super::shared::Shared;
-use super::slot::Slot;
 use super::timers::TimerKey;
 use super::waiting::WaitingKey;
 use crate::clock::Tick;
 
 /// A task that is due for a poll. Dropping it cancels the task.
-pub(crate) type Runnable = async_task::Runnable<Meta>;
+pub(crate) type Runnable = cell::Runnable<Meta>;
+/// A way to a task from wherever it stands in a queue.
+pub(crate) type Handle = cell::Handle<Meta>;
+/// A task's metadata as its own future sees it.
+pub(crate) type TaskRef = MetaRef<Meta>;
 
 /// The part of the cell that every task has.
-#[derive(Debug)]
 pub(crate) struct Meta {
     pub(crate) shared: &'static Shared,
     /// Only gets better: by a boost, or because better work waits for this.
@@ -41,10 +37,15 @@ pub(crate) struct Meta {
     pub(crate) life: Life,
     /// The best priority of those who wait for the task; [`NOBODY`] if nobody does.
     awaited: AtomicU8,
-    /// The task's runnable while it is parked.
-    parked: Slot,
+    /// See [`Making`].
+    pub(super) has_ambient: bool,
     pub(crate) timed: Option<Box<Timed>>,
+    /// Where the task is known to wait. Written by who polls it.
+    waiting: Cell<Option<WaitingKey>>,
 }
+
+// SAFETY: `waiting` is used in `Metadata`'s three methods around a poll only, which are called by who has the runnable.
+unsafe impl Sync for Meta {}
 
 /// Worse than every priority.
 const NOBODY: u8 = u8::MAX;
@@ -68,6 +69,22 @@ enum Alarm {
 }
 
 impl Meta {
+    #[inline]
+    fn new(shared: &'static Shared, making: Making) -> Self {
+        let Making { priority, birth, timed, has_ambient } = making;
+        shared.task_created();
+        Self {
+            shared,
+            priority: AtomicU8::new(priority),
+            life: Life::new(birth),
+            awaited: AtomicU8::new(NOBODY),
+            has_ambient,
+            timed: timed.then(Box::default),
+            waiting: Cell::new(None),
+        }
+    }
+
+    #[inline]
     pub(crate) fn priority(&self) -> u8 {
         self.priority.load(Ordering::Relaxed)
     }
@@ -100,6 +117,7 @@ impl Meta {
     }
 
     /// The task has started or ended.
+    #[inline]
     pub(crate) fn alarm_off(&self) {
         if let Some(timed) = &self.timed {
             let before =
@@ -122,9 +140,39 @@ impl Meta {
     }
 }
 
+impl fmt::Debug for Meta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meta").field("priority", &self.priority).field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Meta {
     fn drop(&mut self) {
         self.shared.task_destroyed();
+    }
+}
+
+impl Metadata for Meta {
+    fn schedule(runnable: Runnable) {
+        let Self { shared, .. } = *runnable.metadata();
+        shared.push(runnable.metadata().priority(), runnable);
+    }
+
+    fn before_poll(&self) -> u64 {
+        self.shared.rounds()
+    }
+
+    fn polled_in_vain(&self, rounds: u64, waker: &Waker) {
+        if self.waiting.get().is_none() {
+            self.waiting.set(self.shared.task_waits(waker, rounds));
+        }
+    }
+
+    fn finished(&self) {
+        if let Some(key) = self.waiting.take() {
+            self.shared.task_waits_no_more(key);
+        }
+        self.shared.task_finished();
     }
 }
 
@@ -167,9 +215,7 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> &str {
 #[must_use = "dropping a task detaches it; call `detach` to say so"]
 pub struct Task<T> {
     /// None once detached, cancelled or finished.
-    cell: Option<async_task::FallibleTask<Output<T>, Meta>>,
-    /// Valid while `cell` is there.
-    meta: TaskRef,
+    join: Option<Join<T, Meta>>,
 }
 
 impl<T> Task<T> {
@@ -179,7 +225,7 @@ impl<T> Task<T> {
     /// Whether the result is there: the next await returns at once.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.cell.as_ref().is_none_or(async_task::FallibleTask::is_finished)
+        self.join.as_ref().is_none_or(Join::is_finished)
     }
 
     /// Cancels the task and waits until its future is dropped.
@@ -190,47 +236,47 @@ impl<T> Task<T> {
     ///
     /// [`TaskError::Cancelled`], or [`TaskError::Panicked`] if the task had already panicked. A task that had already
     /// finished gives its value.
-    pub fn cancel(mut self) -> Cancel<T>
-    where
-        T: Send + 'static,
-    {
-        let mut cancel = self.cell.take().map(|cell| {
-            let cancel: Cancelling<T> = Box::pin(cell.cancel());
-            cancel
-        });
-        // The first poll is what closes the task. Its answer is kept, if there is one already.
-        let mut early = None;
-        if let Some(future) = &mut cancel
-            && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()))
-        {
-            early = Some(settle(output));
+    pub fn cancel(mut self) -> Cancel<T> {
+        let join = self.join.take();
+        if let Some(join) = &join {
+            join.close();
         }
-        Cancel { cancel, early }
+        Cancel { task: Self { join } }
     }
 
     /// Polls for the result, and stays attached: the metadata can still be read.
-    pub(crate) fn poll_attached(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, TaskError>> {
-        match &mut self.cell {
-            Some(cell) => Pin::new(cell).poll(cx).map(settle),
+    #[inline]
+    pub(crate) fn poll_attached(&mut self, cx: &Context<'_>) -> Poll<Result<T, TaskError>> {
+        match &mut self.join {
+            Some(join) => join.poll(cx).map(settle),
             None => Poll::Ready(Err(TaskError::Cancelled)),
         }
     }
 
     /// Cancels the task without waiting: its future is dropped by a worker at its next turn.
     pub(crate) fn abort(&mut self) {
-        drop(self.cell.take());
+        if let Some(join) = self.join.take() {
+            join.close();
+        }
+    }
+
+    /// Another way to the task, while this is attached.
+    pub(crate) fn handle(&self) -> Option<Handle> {
+        self.join.as_ref().map(Join::handle)
     }
 
     /// The metadata, while the handle is attached.
+    #[inline]
     pub(crate) fn meta(&self) -> Option<&Meta> {
-        self.cell.as_ref().map(|_| self.meta.meta())
+        self.join.as_ref().map(Join::meta)
     }
 }
 
 impl<T> Drop for Task<T> {
+    /// Takes along whom it has registered to hear of an early end, as [`Join`] does with its own.
     fn drop(&mut self) {
-        if let Some(cell) = self.cell.take() {
-            cell.detach();
+        if let Some(timed) = self.meta().and_then(|meta| meta.timed.as_ref()) {
+            drop(timed.early.take());
         }
     }
 }
@@ -242,10 +288,9 @@ impl<T> Future for Task<T> {
 
     /// A task polled again after it has finished is `Cancelled`: its value is gone.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(cell) = &mut self.cell else { return Poll::Ready(Err(TaskError::Cancelled)) };
-        let output = ready!(Pin::new(cell).poll(cx));
-        self.cell = None;
-        Poll::Ready(settle(output))
+        let result = ready!(self.poll_attached(cx));
+        self.join = None;
+        Poll::Ready(result)
     }
 }
 
@@ -255,13 +300,10 @@ impl<T> fmt::Debug for Task<T> {
     }
 }
 
-type Cancelling<T> = Pin<Box<dyn Future<Output = Option<Output<T>>> + Send>>;
-
 /// Waits for a cancelled task to stop; see [`Task::cancel`].
 #[must_use = "the task is cancelled either way; await this to know that it has stopped"]
 pub struct Cancel<T> {
-    cancel: Option<Cancelling<T>>,
-    early: Option<Result<T, TaskError>>,
+    task: Task<T>,
 }
 
 impl<T> Unpin for Cancel<T> {}
@@ -270,14 +312,7 @@ impl<T> Future for Cancel<T> {
     type Output = Result<T, TaskError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(result) = self.early.take() {
-            self.cancel = None;
-            return Poll::Ready(result);
-        }
-        let Some(cancel) = &mut self.cancel else { return Poll::Ready(Err(TaskError::Cancelled)) };
-        let output = ready!(cancel.as_mut().poll(cx));
-        self.cancel = None;
-        Poll::Ready(settle(output))
+        Pin::new(&mut self.task).poll(cx)
     }
 }
 
@@ -287,214 +322,61 @@ impl<T> fmt::Debug for Cancel<T> {
     }
 }
 
-fn settle<T>(output: Option<Output<T>>) -> Result<T, TaskError> {
-    match output.and_then(Output::into_inner) {
-        Some(result) => result.map_err(TaskError::Panicked),
-        None => Err(TaskError::Cancelled),
-    }
+#[inline]
+fn settle<T>(value: Option<Value<T>>) -> Result<T, TaskError> {
+    value.map_or(Err(TaskError::Cancelled), |value| value.map_err(TaskError::Panicked))
 }
 
-/// A future's or a handle's view of the task's metadata, for as long as that future lives or the handle is attached.
+/// What a new task is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TaskRef(NonNull<Meta>);
+pub(crate) struct Making {
+    pub(crate) priority: u8,
+    /// Whether it may be scheduled straight away.
+    pub(crate) birth: Birth,
+    /// Whether it may end before its future stops.
+    pub(crate) timed: bool,
+    /// Whether its polls say by themselves what surrounds them.
+    pub(crate) has_ambient: bool,
+}
 
-// SAFETY: it only gives shared access to `Meta`, which is `Sync`.
-unsafe impl Send for TaskRef {}
-// SAFETY: as above.
-unsafe impl Sync for TaskRef {}
-
-impl TaskRef {
-    /// The metadata.
-    pub(crate) fn meta(&self) -> &Meta {
-        // SAFETY: `new` made this from the metadata in the cell and gave it to the cell's future and to its handle only.
-        // Both keep the cell alive and in place; the handle checks that it is attached (`Task::meta`). The watch borrows
-        // the future's, under a claim that the future waits for before it goes on (`shown`); a `Handle` has a waker of the
-        // task along with it, which keeps the cell, too. The metadata is never borrowed mutably before the cell is
-        // destroyed, after all of them.
-        unsafe { self.0.as_ref() }
+impl Making {
+    pub(crate) const fn plain(priority: u8) -> Self {
+        Self { priority, birth: Birth::Admitted, timed: false, has_ambient: false }
     }
 }
 
-/// A way to a task from wherever it stands in a queue. Keeps its cell alive, not its future.
-#[derive(Clone, Debug)]
-pub(crate) struct Handle {
-    task: TaskRef,
-    waker: Waker,
-}
-
-impl Handle {
-    /// Parks a task in its own cell. It becomes due by [`Handle::unpark`] only, and is never dropped without it.
-    pub(crate) fn park(runnable: Runnable) -> Self {
-        let handle = Self { task: TaskRef(NonNull::from(runnable.metadata())), waker: runnable.waker() };
-        handle.meta().parked.put(runnable.into_raw());
-        handle
-    }
-
-    /// A way to a task that is not parked.
-    pub(crate) fn of(runnable: &Runnable) -> Self {
-        Self { task: TaskRef(NonNull::from(runnable.metadata())), waker: runnable.waker() }
-    }
-
-    /// A way to the task that is being polled: `task` and its own waker.
-    pub(crate) fn of_running(task: TaskRef, waker: &Waker) -> Self {
-        Self { task, waker: waker.clone() }
-    }
-
-    /// Takes the task out, for the one caller that comes first.
-    pub(crate) fn unpark(&self) -> Option<Runnable> {
-        let raw = self.meta().parked.take()?;
-        // SAFETY: `park` made this from the runnable of this very cell, whose type is this file's `Runnable`, and put it in
-        // once; the slot gives it to one caller.
-        Some(unsafe { Runnable::from_raw(raw) })
-    }
-
-    pub(crate) fn is_parked(&self) -> bool {
-        self.meta().parked.is_full()
-    }
-
-    pub(crate) fn meta(&self) -> &Meta {
-        self.task.meta()
-    }
-
-    /// Wakes a task that is not parked.
-    pub(crate) fn wake(&self) {
-        self.waker.wake_by_ref();
-    }
-
-    pub(crate) fn same(&self, other: TaskRef) -> bool {
-        self.task.0 == other.0
-    }
-}
-
-/// Makes a task. The runnable is not scheduled yet; `birth` says whether it may be scheduled straight away.
-///
-/// `timed` says whether the task may end before its future stops. `make` gets the task's own reference, which must not leave
-/// the future.
+/// Makes a task. The runnable is not scheduled yet. `make` gets the task's own reference, which must not leave the future.
 pub(crate) fn new<F>(
     shared: &'static Shared,
-    priority: u8,
-    birth: Birth,
-    timed: bool,
+    making: Making,
     make: impl FnOnce(TaskRef) -> F,
 ) -> (Runnable, Task<F::Output>)
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    shared.task_created();
-    let meta = Meta {
-        shared,
-        priority: AtomicU8::new(priority),
-        life: Life::new(birth),
-        awaited: AtomicU8::new(NOBODY),
-        parked: Slot::new(),
-        timed: timed.then(Box::default),
-    };
-    // The metadata stays where it is from here on: in the cell.
-    let (runnable, cell) = async_task::Builder::new().metadata(meta).spawn(
-        move |meta: &Meta| {
-            let task = TaskRef(NonNull::from(meta));
-            Contain { future: Some(make(task)), task, waiting: None }
-        },
-        schedule,
-    );
-    let meta = TaskRef(NonNull::from(runnable.metadata()));
-    (runnable, Task { cell: Some(cell.fallible()), meta })
+    let (runnable, join) = cell::new(Meta::new(shared, making), make);
+    (runnable, Task { join: Some(join) })
 }
 
-/// Called by async-task when a task becomes due: no captures, so that a wake-up costs no reference count.
-fn schedule(runnable: Runnable) {
-    let meta = runnable.metadata();
-    let (shared, priority) = (meta.shared, meta.priority());
-    shared.push(priority, runnable);
-}
-
-pin_project! {
-    /// Keeps a future's panics from its worker: in a poll, and in the destructor.
-    struct Contain<F> {
-        // None once it has ended.
-        #[pin]
-        future: Option<F>,
-        task: TaskRef,
-        waiting: Option<WaitingKey>,
-    }
-    impl<F> PinnedDrop for Contain<F> {
-        fn drop(this: Pin<&mut Self>) {
-            if this.future.is_some() && let Err(payload) = this.end() {
-                report_destructor_panic(payload);
-            }
-        }
-    }
-}
-
-impl<F> Contain<F> {
-    /// Drops the future; the error is what its destructor panicked with.
-    fn end(self: Pin<&mut Self>) -> Result<(), Box<dyn Any + Send>> {
-        let this = self.project();
-        let mut future = this.future;
-        let dropped = catch_unwind(AssertUnwindSafe(|| future.set(None)));
-        let shared = this.task.meta().shared;
-        if let Some(key) = this.waiting.take() {
-            shared.task_waits_no_more(key);
-        }
-        shared.task_finished();
-        dropped
-    }
-}
-
-impl<F: Future> Future for Contain<F> {
-    type Output = Output<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.as_mut().project();
-        let mut future = this.future;
-        let shared = this.task.meta().shared;
-        let rounds = this.waiting.is_none().then(|| shared.rounds());
-        let polled = catch_unwind(AssertUnwindSafe(|| match future.as_mut().as_pin_mut() {
-            Some(future) => future.poll(cx),
-            None => Poll::Pending,
-        }));
-        let result = match polled {
-            Ok(Poll::Pending) => {
-                let this = self.project();
-                if let Some(rounds) = rounds {
-                    *this.waiting = shared.task_waits(cx.waker(), rounds);
-                }
-                return Poll::Pending;
-            }
-            Ok(Poll::Ready(value)) => Ok(value),
-            Err(payload) => Err(payload),
-        };
-        Poll::Ready(Output(Some(match (result, self.end()) {
-            (Ok(_), Err(payload)) => Err(payload),
-            (result, _) => result,
-        })))
-    }
-}
-
-/// What a future left: its value, or what it panicked with. Contains panics of the value's destructor.
-struct Output<T>(Option<Result<T, Box<dyn Any + Send>>>);
-
-impl<T> Output<T> {
-    fn into_inner(mut self) -> Option<Result<T, Box<dyn Any + Send>>> {
-        self.0.take()
-    }
-}
-
-impl<T> Drop for Output<T> {
-    fn drop(&mut self) {
-        if let Some(value) = self.0.take()
-            && let Err(payload) = catch_unwind(AssertUnwindSafe(move || drop(value)))
-        {
-            report_destructor_panic(payload);
-        }
-    }
+/// The same, parked.
+pub(crate) fn new_parked<F>(
+    shared: &'static Shared,
+    making: Making,
+    make: impl FnOnce(TaskRef) -> F,
+) -> (Handle, Task<F::Output>)
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    let (handle, join) = cell::new_parked(Meta::new(shared, making), make);
+    (handle, Task { join: Some(join) })
 }
 
 /// Nobody is left to return this to.
 #[cold]
-fn report_destructor_panic(payload: Box<dyn Any + Send>) {
-    tracing::error!(panic = panic_message(payload.as_ref()), "a destructor panicked on a worker; contained");
+pub(super) fn report_panic(payload: Box<dyn Any + Send>) {
+    tracing::error!(panic = panic_message(payload.as_ref()), "a destructor or a waker panicked; contained");
     discard_panic(payload);
 }
 

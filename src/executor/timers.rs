@@ -39,6 +39,7 @@ impl Timers {
 
     /// The next deadline as last published, [`Tick::NEVER`] if none is set: a load, for the dispatch loop. A timer that was
     /// cancelled may still show.
+    #[inline]
     pub(crate) fn next_hint(&self) -> Tick {
         Tick::from_nanos(self.next.load(Ordering::Relaxed))
     }

@@ -49,6 +49,7 @@ impl Waiting {
 
 impl Shared {
     /// How often all waiting tasks were woken.
+    #[inline]
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }

@@ -4,6 +4,7 @@
 //! that. It looks at others only for strictly better work, or when it has none. Each call of [`Local::next_task`] is one
 //! step without waiting, so a simulation can drive the same code on one thread. Sleeping follows `park`.
 
+use std::any::Any;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use crossbeam_deque::Worker as Deque;
 
+use super::ambient::Ambient;
 use super::park::{Asleep, Idle};
 use super::shared::{PRIORITIES, Phase, Shared};
 use super::task::Runnable;
@@ -50,6 +52,8 @@ pub(crate) struct Local {
     due: RefCell<Vec<Waker>>,
     /// Tasks admitted by those that ended here.
     admitted: Cell<u32>,
+    /// The context that the last poll left behind; see `ambient`.
+    within: RefCell<Option<Box<dyn Any>>>,
     _not_sync: PhantomData<*const ()>,
 }
 
@@ -67,6 +71,7 @@ impl Local {
             lone: shared.workers.iter().map(|_| Cell::new((0, 0))).collect(),
             due: RefCell::new(Vec::new()),
             admitted: Cell::new(0),
+            within: RefCell::new(None),
             _not_sync: PhantomData,
         }
     }
@@ -76,6 +81,7 @@ impl Local {
     }
 
     /// Runs `f` with the calling thread's worker, if it is one.
+    #[inline]
     pub(crate) fn with_any<T>(f: impl FnOnce(Option<&Self>) -> T) -> T {
         let local = CURRENT.with(Cell::get);
         // SAFETY: the pointer is set by `enter` for as long as the guard lives, which borrows the worker; it is thread
@@ -86,13 +92,14 @@ impl Local {
     }
 
     /// Runs `f` with the calling thread's worker, if it is one of `shared`.
+    #[inline]
     pub(crate) fn with_current<T>(shared: &'static Shared, f: impl FnOnce(Option<&Self>) -> T) -> T {
         Self::with_any(|local| f(local.filter(|local| std::ptr::eq(local.shared, shared))))
     }
 
     /// Makes this the calling thread's worker until the guard is dropped.
     pub(crate) fn enter(&self) -> Entered<'_> {
-        Entered { before: CURRENT.with(|current| current.replace(self)), _local: PhantomData }
+        Entered { before: CURRENT.with(|current| current.replace(self)), local: self }
     }
 
     /// Whether it takes tasks of this priority. Others that come up here go to other workers.
@@ -110,6 +117,7 @@ impl Local {
     }
 
     /// Queues a new task of the one being polled. A sleeper is woken for it, since the current poll may be long.
+    #[inline]
     pub(crate) fn push_new(&self, priority: u8, runnable: Runnable) {
         self.push(priority, runnable);
         self.show(priority);
@@ -118,6 +126,7 @@ impl Local {
 
     /// Queues a task woken by the one being polled. Alone in its queue, and no better than what runs, it most likely runs
     /// here next, where its data is: no sleeper is woken for it, and thieves leave it for a while (see `leave_lone`).
+    #[inline]
     pub(crate) fn push_woken(&self, priority: u8, runnable: Runnable) {
         let queued = self.push(priority, runnable);
         self.show(priority);
@@ -127,6 +136,7 @@ impl Local {
     }
 
     /// The worker that the next admitted task goes to instead of this one; mostly none.
+    #[inline]
     pub(super) fn worker_to_spread_to(&self) -> Option<usize> {
         /// A push to another worker costs more than one to the own deque, so not too often. With 8, lanes of two permits on four
         /// workers get the same within a twentieth over a thousand commands each (`tests/contract/concurrency.rs`).
@@ -139,6 +149,7 @@ impl Local {
         spreads.then(|| (self.index + 1 + self.random() as usize % others) % workers)
     }
 
+    #[inline]
     pub(super) fn push(&self, priority: u8, runnable: Runnable) -> usize {
         let deque = self.deque(priority);
         deque.push(runnable);
@@ -146,6 +157,7 @@ impl Local {
         deque.len()
     }
 
+    #[inline]
     fn show(&self, priority: u8) {
         if !self.alone() {
             self.shared.ready.announce_local(self.index, priority);
@@ -153,12 +165,14 @@ impl Local {
     }
 
     /// The next task to poll: one that has starved, else the best there is. None if there is none at this moment.
+    #[inline]
     pub(crate) fn next_task(&self) -> Option<Runnable> {
         let task = self.take_due().or_else(|| self.best_task())?;
         self.note_floor(task.metadata().priority());
         Some(task)
     }
 
+    #[inline]
     fn best_task(&self) -> Option<Runnable> {
         let ready = &self.shared.ready;
         loop {
@@ -204,8 +218,27 @@ impl Local {
         if self.alone() { own } else { own | ready.hot() }
     }
 
+    /// Has the thread be within the context, and in no other.
+    pub(super) fn stay_within(&self, ambient: Option<&dyn Ambient>) {
+        let mut within = self.within.borrow_mut();
+        let is_there = match (&*within, ambient) {
+            (None, None) => true,
+            (Some(entered), Some(ambient)) => ambient.is(&**entered),
+            _ => false,
+        };
+        if !is_there {
+            // Left before another one is entered.
+            *within = None;
+            *within = ambient.map(Ambient::enter);
+        }
+    }
+
     /// Polls a task.
+    #[inline]
     pub(crate) fn run(&self, task: Runnable) {
+        if !task.metadata().has_ambient {
+            self.stay_within(None);
+        }
         self.running.set(task.metadata().priority());
         let counters = &self.remote().counters;
         counters.polls.add(1);
@@ -214,6 +247,7 @@ impl Local {
     }
 
     /// Fires the timers that are due.
+    #[inline]
     pub(crate) fn fire_timers(&self) {
         let timers = &self.remote().timers;
         let next = timers.next_hint();
@@ -275,6 +309,8 @@ impl Local {
                     }
                 }
                 None if !searching => {
+                    // Not while counted as searching: others rely on who is.
+                    search.probe(|| self.shared.clock.now());
                     idle.begin_search();
                     searching = true;
                     search.begin(self.shared.clock.now());
@@ -296,6 +332,7 @@ impl Local {
     /// Sleeps until claimed by a notifier, until the next timer, or until `goes_on` says no. Called while searching, and leaves
     /// searching.
     fn sleep(&self, goes_on: &impl Fn() -> bool) {
+        self.stay_within(None);
         let idle = self.idle;
         idle.begin_sleep(self.index);
         if self.work_for_me() {
@@ -338,6 +375,7 @@ impl Local {
     }
 
     /// The next task of a priority, in the order in which they became due: what came from outside joins the deque first.
+    #[inline]
     fn take_own(&self, priority: u8) -> Option<Runnable> {
         let deque = self.deque(priority);
         if let Some(inbox) = self.remote().inboxes[usize::from(priority)].get()
@@ -354,6 +392,7 @@ impl Local {
 
     /// Before a poll: shows the work that stays behind. A thief's clearing of a mask may have missed a push, since local
     /// pushes go without a fence.
+    #[inline]
     fn show_hidden(&self) {
         if self.alone() {
             return;
@@ -368,6 +407,7 @@ impl Local {
         }
     }
 
+    #[inline]
     fn wake_for_local_work(&self, priorities: u64) {
         if !self.shared.groups.nobody_to_wake(priorities) {
             self.wake(priorities);
@@ -375,6 +415,7 @@ impl Local {
     }
 
     /// At a dispatch: a sleeper that missed a local push (which goes without a fence) is woken if work is left over.
+    #[inline]
     fn wake_for_local_work_waiting(&self) {
         let nonempty = self.nonempty.get();
         if !self.shared.groups.nobody_to_wake(nonempty) {
@@ -396,6 +437,7 @@ impl Local {
         });
     }
 
+    #[inline]
     pub(super) fn deque(&self, priority: u8) -> &Deque<Runnable> {
         self.deques[usize::from(priority)].get_or_init(|| {
             let deque = Deque::new_fifo();
@@ -405,11 +447,13 @@ impl Local {
         })
     }
 
+    #[inline]
     pub(super) fn remote(&self) -> &'static super::shared::Remote {
         &self.shared.workers[self.index]
     }
 
     /// One worker needs no masks, no thieves and no search, while no spare is on duty.
+    #[inline]
     fn alone(&self) -> bool {
         self.shared.alone.load(Ordering::Relaxed)
     }
@@ -443,11 +487,12 @@ pub(super) fn with(mask: u64, priority: u8) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Entered<'a> {
     before: *const Local,
-    _local: PhantomData<&'a Local>,
+    local: &'a Local,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        self.local.stay_within(None);
         CURRENT.with(|current| current.set(self.before));
     }
 }
@@ -458,15 +503,35 @@ struct Search {
     budget: Duration,
     until: Tick,
     rounds: u32,
+    /// Until when somebody else is taken to want the CPU.
+    contended_until: Tick,
 }
 
 impl Search {
     fn new() -> Self {
-        Self { budget: SEARCH_MIN, until: Tick::from_nanos(0), rounds: 0 }
+        let long_ago = Tick::from_nanos(0);
+        Self { budget: SEARCH_MIN, until: long_ago, rounds: 0, contended_until: long_ago }
+    }
+
+    /// Lets others have the CPU; if that took a while, somebody did, and for some time there is no search, which would keep
+    /// the CPU from whoever submits the very work.
+    fn probe(&mut self, clock: impl Fn() -> Tick) {
+        /// Of a call that nobody takes up, some ten times over.
+        const CONTENDED: Duration = Duration::from_micros(5);
+        const FOR: Duration = Duration::from_millis(10);
+        let before = clock();
+        if before < self.contended_until {
+            return;
+        }
+        std::thread::yield_now();
+        let after = clock();
+        if after.since(before) > CONTENDED {
+            self.contended_until = after.plus(FOR);
+        }
     }
 
     fn begin(&mut self, now: Tick) {
-        self.until = now.plus(self.budget);
+        self.until = if now < self.contended_until { now } else { now.plus(self.budget) };
         self.rounds = 0;
     }
 

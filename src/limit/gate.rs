@@ -170,6 +170,7 @@ impl Gate {
 
     /// Counts a new command: takes a permit for it if it can run at once (and `direct` allows it); else it waits, if fewer
     /// than `room` do.
+    #[inline]
     pub(crate) fn submit(&self, direct: bool, room: u64) -> Submitted {
         self.enter(direct, |word| {
             if word & CLOSED != 0 {
@@ -185,6 +186,7 @@ impl Gate {
         self.enter(direct, |_| None)
     }
 
+    #[inline]
     fn enter(&self, direct: bool, refuse: impl Fn(u64) -> Option<Submitted>) -> Submitted {
         let direct = direct && self.seat.get().is_none();
         let mut word = self.word.load(Ordering::Relaxed);
@@ -208,6 +210,7 @@ impl Gate {
     }
 
     /// Puts a command that was counted as waiting into the queue, and admits what can be.
+    #[inline]
     pub(crate) fn enqueue<T>(
         &self,
         item: T,
@@ -232,6 +235,7 @@ impl Gate {
     }
 
     /// As [`Gate::pump`], for who has fenced since it changed the word.
+    #[inline]
     fn pump_on<T>(&self, queue: &impl Waiting<T>, mut admit: impl FnMut(T) -> Verdict, mut notice: impl FnMut(Notice)) {
         while let Some(relieved) = self.claim(Permit::Free) {
             if !self.admit_claimed(relieved, queue, &mut admit, &mut notice) {
@@ -242,6 +246,7 @@ impl Gate {
 
     /// A command ended and gives its permit back; admits what can be. False if permits are lent: then nothing was done, and
     /// the permit goes where it is owed.
+    #[inline]
     pub(crate) fn release<T>(
         &self,
         queue: &impl Waiting<T>,
@@ -261,6 +266,7 @@ impl Gate {
         self.give_back(0, queue, admit, notice);
     }
 
+    #[inline]
     fn give_back<T>(
         &self,
         unless: u64,
@@ -285,6 +291,7 @@ impl Gate {
 
     /// Admits the command that was claimed, if it is there. False if it is not, and neither is any other, or if the lane is
     /// throttled.
+    #[inline]
     fn admit_claimed<T>(
         &self,
         relieved: bool,
@@ -333,6 +340,7 @@ impl Gate {
     }
 
     /// Returns a permit; says whether a pump has something to do.
+    #[inline]
     fn put_back(&self, unless: u64, notice: &mut impl FnMut(Notice)) -> Result<bool, Unless> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -372,6 +380,7 @@ impl Gate {
 
     /// Takes the next waiting command out of the count, along with a permit for it; says whether that leaves a lane under
     /// pressure empty.
+    #[inline]
     fn claim_unless(&self, unless: u64, permit: Permit) -> Result<Option<bool>, Unless> {
         let seat = self.seat.get();
         let mut from_pool = false;
@@ -590,11 +599,13 @@ impl Gate {
         }
     }
 
+    #[inline]
     fn claimable(&self, word: u64) -> bool {
         word & STOPPED == 0 && waiting(word) > 0 && running(word) < self.max.load(Ordering::Relaxed)
     }
 
     /// Whether the permit that is given back is still one of the lane's: the maximum may have shrunk.
+    #[inline]
     fn within_max(&self, word: u64) -> bool {
         running(word) <= self.max.load(Ordering::Relaxed)
     }
@@ -607,10 +618,12 @@ fn limit(max: usize) -> u64 {
     max.min(COUNT_MAX) as u64
 }
 
+#[inline]
 const fn running(word: u64) -> u64 {
     word & COUNT_MASK
 }
 
+#[inline]
 const fn waiting(word: u64) -> u64 {
     (word >> COUNT_BITS) & COUNT_MASK
 }

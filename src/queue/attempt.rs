@@ -10,7 +10,6 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 
 use super::admission::LaneCore;
-use super::ambient::Ambient;
 use super::context::Running;
 use super::extra::Span;
 use crate::clock::Tick;
@@ -18,7 +17,7 @@ use crate::error::Result;
 use crate::event::{CommandInfo, Transition};
 use crate::executor::life::End;
 use crate::executor::{
-    About, Handle, Record, Report, Sleep, TaskRef, discard_panic, expiring_waker, panic_message, show_during,
+    About, Ambient, Record, Report, Sleep, discard_panic, expiring_waker, panic_message, show_during, within,
 };
 use crate::id::CommandId;
 
@@ -35,23 +34,36 @@ pub(super) enum Outcome<T> {
     Stopped,
 }
 
-/// What an attempt is held to.
-#[derive(Clone, Copy, Debug)]
+/// What an attempt is held to. Most are held to nothing.
+#[derive(Debug)]
 pub(super) struct Limits {
     /// When it is given up; [`Tick::NEVER`] for no limit.
-    pub(super) deadline: Tick,
+    deadline: Tick,
+    /// By when the command must have settled.
+    pub(super) total_deadline: Tick,
     /// Nothing comes after it: the command ends at the deadline, even if a poll is stuck then.
-    pub(super) is_last: bool,
-    pub(super) drain_timeout: Span,
+    is_last: bool,
+    drain_timeout: Span,
+    /// Set when the command first has to wait.
+    timer: Option<Timer>,
 }
 
 impl Limits {
-    pub(super) const NONE: Self = Self { deadline: Tick::NEVER, is_last: true, drain_timeout: Span::NONE };
+    /// `deadline` is no later than `total_deadline`.
+    pub(super) fn of(deadline: Tick, total_deadline: Tick, is_last: bool, drain_timeout: Span) -> Option<Box<Self>> {
+        let limited = deadline != Tick::NEVER || drain_timeout != Span::NONE;
+        limited.then(|| Box::new(Self { deadline, total_deadline, is_last, drain_timeout, timer: None }))
+    }
+
+    /// When the command ends even if a poll of it is stuck.
+    fn hard_deadline(&self) -> Option<Tick> {
+        (self.is_last && self.deadline != Tick::NEVER).then_some(self.deadline)
+    }
 }
 
 /// Where an attempt's permit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Permit {
+pub(super) enum Permit {
     /// With it.
     Held,
     /// With its lane, while it waits for another command.
@@ -71,18 +83,12 @@ struct Timer {
 pin_project! {
     /// Resolves once the command has really stopped: its future is dropped by then.
     pub(super) struct Attempt<'a, F, K> {
+        // None for an attempt that is stopped from the beginning, and after its end.
         #[pin]
         future: Option<F>,
         // Says what type of command this is.
         kind: Option<K>,
-        task: TaskRef,
-        lane: &'a LaneCore,
-        // None only while it is being polled.
-        running: Option<Running>,
-        permit: Permit,
-        limits: Limits,
-        // Set when a command with a limit first has to wait; one that does not costs nothing.
-        timer: Option<Box<Timer>>,
+        running: &'a mut Running,
     }
     impl<F, K> PinnedDrop for Attempt<'_, F, K> {
         /// Given up: what the command holds may need its context to be dropped.
@@ -95,61 +101,63 @@ pin_project! {
 }
 
 impl<'a, F, K> Attempt<'a, F, K> {
-    /// The attempt of a task that has ended has no future and no terms, and is stopped from the beginning.
-    pub(super) fn new(
-        future: Option<F>,
-        kind: Option<K>,
-        task: TaskRef,
-        lane: &'a LaneCore,
-        terms: Option<(Running, Limits)>,
-    ) -> Self {
-        let (running, limits) = terms.map_or((None, Limits::NONE), |(running, limits)| (Some(running), limits));
-        Self { future, kind, task, lane, running, permit: Permit::Held, limits, timer: None }
+    /// The attempt of a task that has ended has no future, and is stopped from the beginning.
+    pub(super) const fn new(future: Option<F>, kind: Option<K>, running: &'a mut Running) -> Self {
+        Self { future, kind, running }
     }
 
     /// Drops the command and what it has submitted. The error is what its destructor panicked with.
     fn give_up(self: Pin<&mut Self>) -> Result<(), String> {
         let mut this = self.project();
-        let dropped = guard(this.lane.ambient(), || this.future.set(None));
-        if let Some(running) = this.running {
-            running.give_up();
-        }
-        if std::mem::replace(this.permit, Permit::Held) != Permit::Held {
-            this.lane.leave_loans(*this.task);
+        let running = this.running;
+        let dropped = guard(running.lane.ambient(), || this.future.set(None));
+        running.give_up();
+        if std::mem::replace(&mut running.permit, Permit::Held) != Permit::Held {
+            running.lane.leave_loans(running.task);
         }
         dropped
     }
 
     /// Has its permit, or gets it back; if not, it is woken when it has.
-    fn has_permit(self: Pin<&mut Self>, cx: &Context<'_>) -> bool {
-        let this = self.project();
-        let has = match *this.permit {
+    fn has_permit(self: Pin<&mut Self>) -> bool {
+        let running = self.project().running;
+        let has = match running.permit {
             Permit::Held => return true,
-            Permit::Parked => this.lane.come_back(*this.task, || Handle::of_running(*this.task, cx.waker())),
-            Permit::Returning => this.task.meta().life.is_admitted(),
+            Permit::Parked => running.lane.come_back(running.task),
+            Permit::Returning => running.task.meta().life.is_admitted(),
         };
-        *this.permit = if has { Permit::Held } else { Permit::Returning };
+        running.permit = if has { Permit::Held } else { Permit::Returning };
         has
     }
 
     /// Whether the time is up; if not, it is woken when it is.
     fn time_is_up(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
-        let this = self.project();
-        let shared = this.task.meta().shared;
-        let Limits { deadline, is_last, drain_timeout } = *this.limits;
+        let Running { task, lane, limits, .. } = &mut **self.project().running;
+        let task = *task;
+        let Some(limits) = limits else {
+            // Not late, but out of time all the same.
+            let cancelling = lane.is_cancelling();
+            if cancelling {
+                let _ended = task.meta().life.try_end(End::Cancelled);
+            }
+            return cancelling;
+        };
+        let Limits { deadline, drain_timeout, .. } = **limits;
         // Looked at only while the queue stops.
-        let drained = if this.lane.is_stopping() { this.lane.drain_deadline(drain_timeout.get()) } else { Tick::NEVER };
+        let drained = if lane.is_stopping() { lane.drain_deadline(drain_timeout.get()) } else { Tick::NEVER };
         let due = deadline.min(drained);
         if due == Tick::NEVER {
             return false;
         }
-        if this.timer.as_ref().is_none_or(|timer| timer.sleep.deadline() != due) {
-            *this.timer = Some(Box::new(Timer { sleep: Sleep::until(shared, due), expiry: None }));
+        let shared = task.meta().shared;
+        let hard = limits.hard_deadline() == Some(due);
+        if limits.timer.as_ref().is_none_or(|timer| timer.sleep.deadline() != due) {
+            limits.timer = Some(Timer { sleep: Sleep::until(shared, due), expiry: None });
         }
-        let Some(timer) = this.timer else { return false };
+        let Some(timer) = &mut limits.timer else { return false };
         let sleep = Pin::new(&mut timer.sleep);
-        let up = if is_last && due == deadline {
-            let expiry = timer.expiry.get_or_insert_with(|| expiring_waker(*this.task, due, cx.waker()));
+        let up = if hard {
+            let expiry = timer.expiry.get_or_insert_with(|| expiring_waker(task, due, cx.waker()));
             let up = sleep.poll(&mut Context::from_waker(expiry)).is_ready();
             if !up {
                 shared.look_by_timer(due);
@@ -160,7 +168,7 @@ impl<'a, F, K> Attempt<'a, F, K> {
         };
         if up && drained < deadline {
             // Cancelled by the queue, not late.
-            let _ended = this.task.meta().life.try_end(End::Cancelled);
+            let _ended = task.meta().life.try_end(End::Cancelled);
         }
         up
     }
@@ -170,21 +178,22 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
     type Output = Outcome<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
-        let task = self.task;
+        let task = self.running.task;
         let life = &task.meta().life;
-        if self.lane.is_cancelling() {
+        if self.running.lane.is_cancelling() {
             let _ended = life.try_end(End::Cancelled);
         }
         let mut ran = Ok(());
-        if life.end().is_none() && self.as_mut().has_permit(cx) {
+        if life.end().is_none() && self.as_mut().has_permit() {
             let this = self.as_mut().project();
-            let (mut future, lane, running) = (this.future, *this.lane, this.running);
+            let (mut future, running) = (this.future, &mut **this.running);
+            let lane = &*running.lane;
             let mut polled = Poll::Pending;
             // A poll that blocks past the deadline never gets to see it; the watch does.
-            let deadline = if this.limits.is_last { this.limits.deadline } else { Tick::NEVER };
-            let about = Polled { lane, id: running.as_ref().map(Running::id), kind: this.kind.as_ref() };
+            let deadline = running.limits.as_ref().and_then(|limits| limits.hard_deadline()).unwrap_or(Tick::NEVER);
+            let about = Polled { lane, id: running.id, kind: this.kind.as_ref() };
             ran = show_during(&Record { task, deadline, about: &about }, || {
-                Running::during(running, || {
+                running.during(|| {
                     guard(lane.ambient(), || {
                         if let Some(future) = future.as_mut().as_pin_mut() {
                             polled = future.poll(cx);
@@ -198,8 +207,8 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
             if let (Ok(()), Poll::Ready(result)) = (&ran, polled) {
                 return Poll::Ready(Outcome::Returned(result));
             }
-            if ran.is_ok() && running.as_ref().is_some_and(Running::waits) && lane.park(task) {
-                *this.permit = Permit::Parked;
+            if ran.is_ok() && running.waits() && running.lane.park(task) {
+                running.permit = Permit::Parked;
             }
         }
         let outcome = match ran {
@@ -222,14 +231,14 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
 /// What the watch may ask of an attempt that is being polled.
 struct Polled<'a, K> {
     lane: &'a LaneCore,
-    id: Option<CommandId>,
+    id: CommandId,
     kind: Option<&'a K>,
 }
 
 impl<'a, K: Fn() -> &'a str + Sync> About for Polled<'_, K> {
     fn copy(&self) -> Option<Report> {
         let lane = self.lane.this()?;
-        let command = CommandInfo::new(&lane.id, self.id?, self.kind?());
+        let command = CommandInfo::new(&lane.id, self.id, self.kind?());
         Some(Box::new(move |worker: usize, running_for: Duration| {
             let CommandInfo { lane_id, command_id, command_type } = &command;
             tracing::warn!(worker, ?running_for, %command_type, %command_id, %lane_id, "a poll of a command is stuck");
@@ -239,12 +248,8 @@ impl<'a, K: Fn() -> &'a str + Sync> About for Polled<'_, K> {
 }
 
 /// Runs a command's own code in its context; the error is what it panicked with.
-fn guard(ambient: Option<&dyn Ambient>, mut code: impl FnMut()) -> Result<(), String> {
-    let ran = catch_unwind(AssertUnwindSafe(|| match ambient {
-        Some(ambient) => ambient.surround(&mut code),
-        None => code(),
-    }));
-    ran.map_err(|payload| {
+fn guard(ambient: Option<&dyn Ambient>, code: impl FnOnce()) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| within(ambient, code))).map_err(|payload| {
         let message = panic_message(payload.as_ref()).to_owned();
         discard_panic(payload);
         message

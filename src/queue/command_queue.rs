@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use event_listener::Event;
 
 use super::LaneId;
@@ -17,6 +16,7 @@ use super::command::{Boxed, Command, Job, Once, Typed, TypedCommand};
 use super::config::LaneConfig;
 use super::dead_letter::{DeadLetter, DeadLetterQueue};
 use super::lane::{JsonSubmission, Lane, LaneStatus, Rejected};
+use super::lanes::Lanes;
 use super::options::SubmitOptions;
 use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
@@ -42,8 +42,7 @@ pub struct CommandQueue {
 
 /// What lanes refer to.
 pub(super) struct QueueCore {
-    /// Sorted by id. Read at every submission, replaced when a lane is registered.
-    lanes: ArcSwap<Vec<Lane>>,
+    lanes: Lanes,
     registering: Mutex<()>,
     context: LaneContext,
     state: AtomicU8,
@@ -98,7 +97,7 @@ impl CommandQueue {
             let ambient = crate::ambient();
             let queue = Weak::clone(queue);
             QueueCore {
-                lanes: ArcSwap::default(),
+                lanes: Lanes::default(),
                 registering: Mutex::new(()),
                 context: LaneContext { executor, events, ambient, dead_letters, pool, queue },
                 state: AtomicU8::new(0),
@@ -156,8 +155,15 @@ impl CommandQueue {
     /// [`LaneError::LaneNotFound`], [`LaneError::ShutdownInProgress`], or [`LaneError::LaneFull`].
     /// [`CommandQueue::try_submit`] also hands the command back.
     pub async fn submit(&self, lane_id: &str, command: Box<dyn Command>) -> Result<Ticket<serde_json::Value>> {
-        let lane = self.core.with_lane(lane_id, Lane::clone)?;
-        Ok(lane.submit(command).await?)
+        match self.try_submit(lane_id, command) {
+            Ok(ticket) => Ok(ticket),
+            // It may be a lane in which that means to wait.
+            Err(Rejected { error: LaneError::LaneFull { .. }, command }) => {
+                let lane = self.core.with_lane(lane_id, Lane::clone)?;
+                Ok(lane.submit(command).await?)
+            }
+            Err(rejected) => Err(rejected.error),
+        }
     }
 
     /// [`CommandQueue::submit`] with settings of the command's own.
@@ -191,13 +197,7 @@ impl CommandQueue {
         lane_id: &str,
         commands: impl IntoIterator<Item = Box<dyn Command>>,
     ) -> Vec<JsonSubmission> {
-        let lanes = self.core.lanes.load();
-        let lane = find(&lanes, lane_id);
-        let accept = |command| match lane {
-            Some(lane) => lane.try_submit(command),
-            None => Err(Rejected { error: LaneError::LaneNotFound(lane_id.to_owned()), command }),
-        };
-        commands.into_iter().map(accept).collect()
+        commands.into_iter().map(|command| self.try_submit(lane_id, command)).collect()
     }
 
     /// Accepts a typed command, or hands it back.
@@ -374,18 +374,16 @@ impl QueueCore {
         if self.is_shutting_down() {
             return Err(LaneError::ShutdownInProgress);
         }
-        let mut lanes = Vec::clone(&self.lanes.load());
         let mut errors = ConfigErrors::default();
-        for lane in &new {
+        for (i, lane) in new.iter().enumerate() {
             lane.check(&mut errors);
             let id = lane.id();
-            match lanes.binary_search_by(|other| other.id().cmp(id)) {
-                Ok(_) => errors.push(format!("lanes[{id:?}].id"), id, "is taken: give each lane a name of its own"),
-                Err(at) => lanes.insert(at, lane.clone()),
+            if self.lanes.find(id).is_some() || new[..i].iter().any(|other| other.id() == id) {
+                errors.push(format!("lanes[{id:?}].id"), id, "is taken: give each lane a name of its own");
             }
         }
         if let Some(pool) = &self.context.pool {
-            pool.divide(&lanes, &mut errors);
+            pool.divide(&new, &mut errors);
         }
         errors.clone().into_result()?;
         for lane in &new {
@@ -398,7 +396,7 @@ impl QueueCore {
             }
         }
         errors.into_result()?;
-        self.lanes.store(Arc::new(lanes));
+        new.iter().cloned().for_each(|lane| self.lanes.add(lane));
         // ORDERING: `start` sets the state and then starts the lanes it sees; so either it sees these, or we see the state.
         if self.state.fetch_or(0, Ordering::SeqCst) & STARTED != 0 {
             new.iter().for_each(|lane| lane.core().start());
@@ -409,7 +407,7 @@ impl QueueCore {
     fn start(&self) {
         // ORDERING: see `register`.
         self.state.fetch_or(STARTED, Ordering::SeqCst);
-        let mut lanes = Vec::clone(&self.lanes.load());
+        let mut lanes = self.lanes.all();
         // The best first: a worker takes what it sees.
         lanes.sort_by_key(|lane| lane.core().priority);
         lanes.iter().for_each(|lane| lane.core().start());
@@ -421,20 +419,19 @@ impl QueueCore {
         job: J,
         options: Option<SubmitOptions>,
     ) -> Result<Ticket<J::Output>, Rejected<J>> {
-        let lanes = self.lanes.load();
-        match find(&lanes, lane_id) {
+        match self.lanes.find(lane_id) {
             Some(lane) => lane.accept(job, options),
             None => Err(Rejected { error: LaneError::LaneNotFound(lane_id.to_owned()), command: job }),
         }
     }
 
     fn with_lane<T>(&self, lane_id: &str, f: impl FnOnce(&Lane) -> T) -> Result<T> {
-        find(&self.lanes.load(), lane_id).map(f).ok_or_else(|| LaneError::LaneNotFound(lane_id.to_owned()))
+        self.lanes.find(lane_id).map(|lane| f(&lane)).ok_or_else(|| LaneError::LaneNotFound(lane_id.to_owned()))
     }
 
     fn stats(&self) -> QueueStats {
         let lanes: HashMap<_, _> =
-            self.lanes.load().iter().map(|lane| (lane.id().to_owned(), lane.core().status())).collect();
+            self.lanes.all().iter().map(|lane| (lane.id().to_owned(), lane.core().status())).collect();
         QueueStats {
             total_pending: lanes.values().map(|lane| lane.pending).sum(),
             total_active: lanes.values().map(|lane| lane.active).sum(),
@@ -448,7 +445,7 @@ impl QueueCore {
             let _no_lane_is_added = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
             self.state.fetch_or(SHUTTING_DOWN, Ordering::AcqRel) & SHUTTING_DOWN == 0
         };
-        self.lanes.load().iter().for_each(|lane| lane.core().close());
+        self.lanes.all().iter().for_each(|lane| lane.core().close());
         if first {
             self.context.events.observe(|| Transition::ShutdownStarted);
             self.state.fetch_or(CLOSED, Ordering::AcqRel);
@@ -482,7 +479,7 @@ impl QueueCore {
         let clock = self.context.executor.clock();
         let begun = clock.now();
         self.shutdown();
-        let lanes = self.lanes.load_full();
+        let lanes = self.lanes.all();
         let cancelled_before: usize = lanes.iter().map(|lane| lane.core().cancelled()).sum();
         let outstanding = self.outstanding();
         lanes.iter().for_each(|lane| lane.core().begin_stop(begun));
@@ -533,7 +530,7 @@ impl QueueCore {
     fn is_idle(&self) -> bool {
         let mut idle = true;
         // No short cut: every lane that is busy must be asked.
-        for lane in self.lanes.load().iter() {
+        for lane in self.lanes.all().iter() {
             idle &= lane.core().want_idle();
         }
         idle
@@ -551,26 +548,21 @@ impl QueueCore {
     }
 }
 
-/// Lanes are sorted by id, and few.
-fn find<'a>(lanes: &'a [Lane], lane_id: &str) -> Option<&'a Lane> {
-    lanes.binary_search_by(|lane| lane.id().cmp(lane_id)).ok().map(|at| &lanes[at])
-}
-
 impl Closing for QueueCore {
     fn executor_closed(&self) {
-        self.lanes.load().iter().for_each(|lane| lane.core().executor_closed());
+        self.lanes.all().iter().for_each(|lane| lane.core().executor_closed());
         self.idle.notify(usize::MAX);
     }
 }
 
 impl Drop for QueueCore {
     fn drop(&mut self) {
-        self.lanes.load().iter().for_each(|lane| lane.core().abandon());
+        self.lanes.all().iter().for_each(|lane| lane.core().abandon());
     }
 }
 
 impl fmt::Debug for CommandQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommandQueue").field("lanes", &self.core.lanes.load()).finish_non_exhaustive()
+        f.debug_struct("CommandQueue").field("lanes", &self.core.lanes.all()).finish_non_exhaustive()
     }
 }

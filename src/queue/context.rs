@@ -2,34 +2,40 @@
 //!
 //! Set for the duration of a poll by the attempt, which keeps it in between.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use scoped_tls::scoped_thread_local;
+
 use super::Priority;
+use super::admission::LaneCore;
+use super::attempt::{Limits, Permit};
+use super::settle::Whereabouts;
 use crate::clock::Tick;
 use crate::executor::life::End;
 use crate::executor::{Handle, TaskRef};
 use crate::id::CommandId;
 
-thread_local! {
-    static CURRENT: RefCell<Option<Running>> = const { RefCell::new(None) };
-}
+scoped_thread_local!(static CURRENT: Running);
 
-/// An attempt that is being polled.
-#[derive(Debug)]
+/// A command that was accepted, as its attempts and its own code see it: part of the memory of every command, so small.
 pub(super) struct Running {
-    task: TaskRef,
-    id: CommandId,
-    attempt: u32,
-    /// By when the command must have settled.
-    total_deadline: Tick,
+    pub(super) task: TaskRef,
+    pub(super) id: CommandId,
+    pub(super) lane: Arc<LaneCore>,
+    /// What its present attempt is held to.
+    pub(super) limits: Option<Box<Limits>>,
+    /// Which attempt this is, from 1; 0 before the first.
+    pub(super) attempt: u32,
+    pub(super) place: Whereabouts,
+    pub(super) permit: Permit,
     /// Its polls so far.
-    polls: u32,
+    polls: Cell<u32>,
     /// Tickets of unfinished commands that its present or last poll has met and still has.
-    waits: u32,
-    family: Option<Box<Family>>,
+    waits: Cell<u32>,
+    family: Cell<Option<Box<Family>>>,
 }
 
 /// What ends with an attempt that is given up. Most have none.
@@ -47,42 +53,39 @@ pub(super) struct Parent {
 }
 
 impl Running {
-    pub(super) fn new(task: TaskRef, id: CommandId, attempt: u32, total_deadline: Tick) -> Self {
-        Self { task, id, attempt, total_deadline, polls: 0, waits: 0, family: None }
+    pub(super) fn new(task: TaskRef, id: CommandId, lane: Arc<LaneCore>, place: Whereabouts) -> Self {
+        let (polls, waits, family) = (Cell::new(0), Cell::new(0), Cell::new(None));
+        Self { task, id, lane, limits: None, attempt: 0, place, permit: Permit::Held, polls, waits, family }
     }
 
-    pub(super) fn id(&self) -> CommandId {
-        self.id
+    /// The next attempt begins. What the one before has submitted goes on.
+    pub(super) fn begin(&mut self) {
+        self.attempt = self.attempt.saturating_add(1);
+        self.permit = Permit::Held;
+        self.family.take();
+    }
+
+    /// By when the command must have settled.
+    fn total_deadline(&self) -> Tick {
+        self.limits.as_ref().map_or(Tick::NEVER, |limits| limits.total_deadline)
     }
 
     /// Runs a poll of the attempt as the thread's current command.
-    pub(super) fn during<T>(slot: &mut Option<Self>, poll: impl FnOnce() -> T) -> T {
-        struct Restore<'a> {
-            slot: &'a mut Option<Running>,
-            outer: Option<Running>,
-        }
-        impl Drop for Restore<'_> {
-            fn drop(&mut self) {
-                *self.slot = CURRENT.replace(self.outer.take());
-            }
-        }
-        if let Some(running) = slot {
-            running.polls = running.polls.wrapping_add(1);
-            running.waits = 0;
-        }
-        let outer = CURRENT.replace(slot.take());
-        let _restore = Restore { slot, outer };
-        poll()
+    #[inline]
+    pub(super) fn during<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.polls.set(self.polls.get().wrapping_add(1));
+        self.waits.set(0);
+        CURRENT.set(self, poll)
     }
 
     /// Whether it can not go on before a command of its own ends. One that does something else besides, as in a join, counts as
     /// waiting, too.
     pub(super) fn waits(&self) -> bool {
-        self.waits > 0
+        self.waits.get() > 0
     }
 
     /// The attempt was given up: so is what it has submitted.
-    pub(super) fn give_up(&mut self) {
+    pub(super) fn give_up(&self) {
         let Some(family) = self.family.take() else { return };
         if let Some(token) = family.token {
             token.store(true, Ordering::Release);
@@ -92,13 +95,21 @@ impl Running {
         }
     }
 
-    fn adopt(&mut self, child: Handle) {
-        let children = &mut self.family.get_or_insert_default().children;
-        // Those that have ended are swept when the list is about to grow.
-        if children.len() == children.capacity() {
-            children.retain(|child| child.meta().life.end().is_none());
-        }
-        children.push(child);
+    fn with_family<T>(&self, change: impl FnOnce(&mut Family) -> T) -> T {
+        let mut family = self.family.take().unwrap_or_default();
+        let changed = change(&mut family);
+        self.family.set(Some(family));
+        changed
+    }
+
+    fn adopt(&self, child: Handle) {
+        self.with_family(|Family { children, .. }| {
+            // Those that have ended are swept when the list is about to grow.
+            if children.len() == children.capacity() {
+                children.retain(|child| child.meta().life.end().is_none());
+            }
+            children.push(child);
+        });
     }
 }
 
@@ -121,14 +132,14 @@ pub(super) fn stop(handle: &Handle, was_queued: bool) {
     }
 }
 
-fn current<T>(look: impl FnOnce(&mut Running) -> T) -> Option<T> {
-    // Not while the thread ends, nor from within itself.
-    CURRENT.try_with(|current| current.try_borrow_mut().ok()?.as_mut().map(look)).ok().flatten()
+#[inline]
+fn current<T>(look: impl FnOnce(&Running) -> T) -> Option<T> {
+    CURRENT.is_set().then(|| CURRENT.with(look))
 }
 
 /// What the command that runs here passes on.
 pub(super) fn parent() -> Option<Parent> {
-    current(|running| Parent { total_deadline: running.total_deadline })
+    current(|running| Parent { total_deadline: running.total_deadline() })
 }
 
 /// Cancels `child` with the command that runs here.
@@ -148,9 +159,9 @@ impl Wait {
     /// Notes the wait, if it is not noted; says at which priority the waiting command is. None outside of one.
     pub(super) fn note(wait: &mut Option<Self>) -> Option<Priority> {
         current(|running| {
-            let (id, poll) = (running.id, running.polls);
+            let (id, poll) = (running.id, running.polls.get());
             if wait.as_ref().is_none_or(|noted| (noted.id, noted.poll) != (id, poll)) {
-                running.waits += 1;
+                running.waits.set(running.waits.get() + 1);
                 // The one before is of another poll, or another command.
                 std::mem::forget(wait.replace(Self { id, poll }));
             }
@@ -162,8 +173,8 @@ impl Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         current(|running| {
-            if (running.id, running.polls) == (self.id, self.poll) {
-                running.waits = running.waits.saturating_sub(1);
+            if (running.id, running.polls.get()) == (self.id, self.poll) {
+                running.waits.set(running.waits.get().saturating_sub(1));
             }
         });
     }
@@ -187,8 +198,8 @@ impl CommandContext {
     pub fn current() -> Option<Self> {
         current(|running| {
             let now = || running.task.meta().shared.clock.now();
-            let limited = running.total_deadline != Tick::NEVER;
-            let time_left = limited.then(|| running.total_deadline.since(now()));
+            let limited = running.total_deadline() != Tick::NEVER;
+            let time_left = limited.then(|| running.total_deadline().since(now()));
             Self { id: running.id, attempt: running.attempt, time_left }
         })
     }
@@ -211,9 +222,7 @@ impl CancelToken {
     /// The token of the attempt whose poll this is called from; none outside of one.
     #[must_use]
     pub fn current() -> Option<Self> {
-        current(|running| {
-            Self(Arc::clone(running.family.get_or_insert_default().token.get_or_insert_with(Arc::default)))
-        })
+        current(|running| running.with_family(|family| Self(Arc::clone(family.token.get_or_insert_with(Arc::default)))))
     }
 
     /// Whether the attempt was given up.

@@ -23,7 +23,7 @@ use super::{LaneId, Priority};
 use crate::clock::Tick;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{CommandInfo, Transition};
-use crate::executor::Handle;
+use crate::executor::Making;
 use crate::executor::life::Birth;
 use crate::id::CommandId;
 use crate::limit::gate::Submitted;
@@ -89,6 +89,7 @@ impl Lane {
 
     /// The lane's name.
     #[must_use]
+    #[inline]
     pub fn id(&self) -> &str {
         &self.core.id
     }
@@ -370,46 +371,41 @@ impl Lane {
         let lane = Arc::clone(core);
         // Without it, a command waits in the line at its beginning or not at all.
         let may_wait_later = extra.is_some();
-        let (runnable, task) = context.executor.prepare(priority, birth, limits.any() || alarm.is_some(), |task| {
-            settle::run(Accepted::new(job, id, lane, task, place, extra))
-        });
-        if adopted {
-            context::adopt(|| Handle::of(&runnable));
-        }
-        let way = |handle| Way { lane: Arc::clone(core), queued: Queued { handle, cost }, lifted: None };
-        let queued = match birth {
-            Birth::Admitted => {
-                let handle = may_wait_later.then(|| Handle::of(&runnable));
-                if let (Some(alarm), Some(handle)) = (alarm, &handle) {
-                    core.set_alarm(handle, alarm);
-                }
-                core.launch_new(&settings, context, runnable);
-                return Ok(Ticket::new(id, limits, task, handle.map(way)));
+        let making = Making { priority, birth, timed: limits.any() || alarm.is_some(), has_ambient: true };
+        let make = |task| settle::run(Accepted::new(job, id, lane, task, place, extra));
+        let way = Way::new(core.number(), cost);
+        if birth != Birth::Queued {
+            let (runnable, task) = context.executor.prepare(making, make);
+            if adopted {
+                context::adopt(|| runnable.meta_ref().handle());
             }
+            let way = (may_wait_later || birth == Birth::Apart).then_some(way);
             // One that is delayed sets its alarm when its time has come.
-            Birth::Apart => {
-                let handle = Handle::of(&runnable);
-                context.executor.schedule_new(runnable);
-                return Ok(Ticket::new(id, limits, task, Some(way(handle))));
+            if let Some(alarm) = alarm.filter(|_| birth == Birth::Admitted) {
+                core.set_alarm(&runnable.meta_ref().handle(), alarm);
             }
-            Birth::Queued => Queued { handle: Handle::park(runnable), cost },
-        };
+            match birth {
+                Birth::Apart => context.executor.schedule_new(runnable),
+                _ => core.launch_new(&settings, context, runnable),
+            }
+            return Ok(Ticket::new(id, limits, task, way));
+        }
+        let (handle, task) = context.executor.prepare_parked(making, make);
+        if adopted {
+            context::adopt(|| handle.clone());
+        }
         // Once it is parked: an alarm that comes at once has to find it there.
         if let Some(alarm) = alarm {
-            core.set_alarm(&queued.handle, alarm);
+            core.set_alarm(&handle, alarm);
         }
         match key {
-            Some(key) => core.enter_key(&key, queued.clone()),
-            None => core.enqueue(Entry {
-                waiter: Waiter::Command(queued.handle.clone()),
-                place: own_place.map(Box::new),
-                cost,
-            }),
+            Some(key) => core.enter_key(&key, Queued { handle, cost }),
+            None => core.enqueue(Entry::new(Waiter::Command(handle), own_place, cost)),
         }
         core.note_pressure(&settings);
         // Cancelled, abandoned or closed while this was submitted?
         core.end_late();
-        Ok(Ticket::new(id, limits, task, Some(way(queued.handle))))
+        Ok(Ticket::new(id, limits, task, Some(way)))
     }
 
     /// The same for a command without options in a lane without settings that would ask more: the way of most commands.
@@ -427,21 +423,24 @@ impl Lane {
         let id = CommandId::next();
         context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
         let lane = Arc::clone(core);
-        let (runnable, task) = context.executor.prepare(core.priority, birth, false, |task| {
-            settle::run(Accepted::new(job, id, lane, task, Whereabouts::Line, None))
-        });
-        if nested {
-            context::adopt(|| Handle::of(&runnable));
-        }
+        let make = |task| settle::run(Accepted::new(job, id, lane, task, Whereabouts::Line, None));
+        let making = Making { priority: core.priority, birth, timed: false, has_ambient: true };
         if birth == Birth::Admitted {
+            let (runnable, task) = context.executor.prepare(making, make);
+            if nested {
+                context::adopt(|| runnable.meta_ref().handle());
+            }
             context.executor.schedule_new(runnable);
             return Ok(Ticket::new(id, Limits::NONE, task, None));
         }
-        let queued = Queued { handle: Handle::park(runnable), cost: 1 };
-        core.enqueue(Entry::plain(Waiter::Command(queued.handle.clone())));
+        let (handle, task) = context.executor.prepare_parked(making, make);
+        if nested {
+            context::adopt(|| handle.clone());
+        }
+        core.enqueue(Entry::plain(Waiter::Command(handle)));
         // Cancelled, abandoned or closed while this was submitted?
         core.end_late();
-        Ok(Ticket::new(id, Limits::NONE, task, Some(Way { lane: Arc::clone(core), queued, lifted: None })))
+        Ok(Ticket::new(id, Limits::NONE, task, Some(Way::new(core.number(), 1))))
     }
 
     pub(super) fn core(&self) -> &Arc<LaneCore> {
@@ -479,6 +478,7 @@ enum Count {
 
 impl LaneCore {
     /// Counts a new command of a plain lane.
+    #[inline]
     fn count_plain(&self) -> Result<Birth> {
         match self.count_direct() {
             Submitted::Admitted => Ok(Birth::Admitted),

@@ -21,16 +21,22 @@ use crate::limit::gate::Waiting;
 pub(super) struct Entry {
     pub(super) waiter: Waiter,
     /// Boxed: most have none, and there may be millions of entries.
-    pub(super) place: Option<Box<Place>>,
+    terms: Option<Box<Terms>>,
+}
+
+/// How an entry differs from a plain one.
+#[derive(Debug)]
+struct Terms {
+    place: Option<Place>,
     /// What it takes of the rate limit.
-    pub(super) cost: u32,
+    cost: u32,
 }
 
 #[derive(Debug)]
 pub(super) enum Waiter {
     Command(Handle),
     /// The next command of a key.
-    Key(Key),
+    Key(Box<Key>),
     /// A host that runs the work itself.
     Host(Arc<Grant>),
 }
@@ -45,8 +51,24 @@ pub(super) struct Place {
 }
 
 impl Entry {
+    /// One that is admitted in the order of submission.
     pub(super) const fn plain(waiter: Waiter) -> Self {
-        Self { waiter, place: None, cost: 1 }
+        Self { waiter, terms: None }
+    }
+
+    pub(super) fn new(waiter: Waiter, place: Option<Place>, cost: u32) -> Self {
+        let is_plain = place.is_none() && cost == 1;
+        Self { waiter, terms: (!is_plain).then(|| Box::new(Terms { place, cost })) }
+    }
+
+    /// The next command of a key.
+    pub(super) fn key(key: &Key) -> Self {
+        Self::plain(Waiter::Key(Box::new(key.clone())))
+    }
+
+    /// What it takes of the rate limit.
+    pub(super) fn cost(&self) -> u32 {
+        self.terms.as_ref().map_or(1, |terms| terms.cost)
     }
 
     /// Whether it may still be admitted.
@@ -99,9 +121,10 @@ impl Line {
 
     /// Gives an entry that was taken out its place at the head of its priority, or where it was.
     pub(super) fn place_first(&self, entry: &mut Entry) {
-        entry.place.get_or_insert_with(|| {
+        let terms = entry.terms.get_or_insert_with(|| Box::new(Terms { place: None, cost: 1 }));
+        terms.place.get_or_insert_with(|| {
             let sequence = self.refused.fetch_add(1, Ordering::Relaxed);
-            Box::new(Place { priority: self.priority, sequence, turn: 0 })
+            Place { priority: self.priority, sequence, turn: 0 }
         });
     }
 
@@ -142,7 +165,7 @@ impl Line {
 
 impl Waiting<Entry> for Line {
     fn push(&self, entry: Entry) {
-        match entry.place.as_deref().copied() {
+        match entry.terms.as_ref().and_then(|terms| terms.place) {
             None => self.fifo.get_or_init(Box::default).push(entry),
             Some(place) => {
                 let mut ordered = self.lock();

@@ -2,7 +2,7 @@
 //!
 //! | file | stage |
 //! |---|---|
-//! | `manager`, `command_queue` | submit: find the lane |
+//! | `manager`, `command_queue`, `lanes` | submit: find the lane |
 //! | `lane`, `options`, `extra` | submit: what is asked, whether there is room, the command's task |
 //! | `admission` | admit: from the line to a run queue, when there is a permit and the rate allows it |
 //! | `line`, `keys`, `nested`, `alarm` | who is next, behind whom, on whose permit, until when |
@@ -17,7 +17,6 @@
 mod acquire;
 mod admission;
 mod alarm;
-mod ambient;
 mod attempt;
 mod builder;
 mod command;
@@ -28,6 +27,7 @@ mod dead_letter;
 mod extra;
 pub(crate) mod keys;
 mod lane;
+mod lanes;
 mod line;
 mod manager;
 pub(crate) mod nested;
@@ -39,7 +39,6 @@ mod stop;
 mod ticket;
 
 pub use acquire::{Acquire, Permit};
-pub(crate) use ambient::Ambient;
 pub use builder::QueueManagerBuilder;
 pub use command::{Command, JsonCommand, TypedCommand};
 pub use command_queue::{CommandQueue, DrainReport, QueueStats, RequeueReport};

@@ -20,7 +20,7 @@ use crate::clock::{Tick, wall_now};
 use crate::error::{LaneError, Result};
 use crate::event::{CommandInfo, Transition};
 use crate::executor::life::End;
-use crate::executor::{Handle, Sleep, TaskRef, discard_panic, panic_message};
+use crate::executor::{Sleep, TaskRef, discard_panic, panic_message};
 use crate::id::CommandId;
 use crate::policy::retry::{FailedAttempt, Retry};
 
@@ -80,7 +80,7 @@ pub(super) const fn decide(
 #[allow(clippy::manual_async_fn, reason = "see above")]
 pub(super) fn run<J: Job>(mut command: Accepted<J>) -> impl Future<Output = Result<J::Output>> + Send {
     async move {
-        if command.place == Whereabouts::Apart {
+        if command.running.place == Whereabouts::Apart {
             let start_at = command.extra.as_ref().map_or(Tick::NEVER, |extra| extra.start_at);
             Box::pin(command.return_at(start_at, true)).await;
         }
@@ -106,18 +106,15 @@ pub(super) enum Whereabouts {
     Running,
     /// Waiting for its time, without a permit.
     Apart,
+    /// Not any more: it has settled.
+    Settled,
 }
 
 /// A command that was accepted. Whatever happens to it (its end, a panic, or being dropped), it settles once.
 pub(super) struct Accepted<J: Job> {
     /// None once it was taken for a dead letter.
     job: Option<J>,
-    id: CommandId,
-    lane: Arc<LaneCore>,
-    task: TaskRef,
-    attempt: u32,
-    place: Whereabouts,
-    settled: bool,
+    running: Running,
     /// None for a plain command.
     extra: Option<Box<Extra>>,
 }
@@ -131,7 +128,7 @@ impl<J: Job> Accepted<J> {
         place: Whereabouts,
         extra: Option<Box<Extra>>,
     ) -> Self {
-        Self { job: Some(job), id, lane, task, attempt: 0, place, settled: false, extra }
+        Self { job: Some(job), running: Running::new(task, id, lane, place), extra }
     }
 
     /// Waits for a time without a permit, then to be admitted; or until the command is ended.
@@ -142,13 +139,13 @@ impl<J: Job> Accepted<J> {
 
     /// Waits for a time without a permit, or until the command is ended.
     async fn stay_apart(&mut self, due: Tick) {
-        let shared = self.task.meta().shared;
+        let shared = self.running.task.meta().shared;
         let drain = self.extra.as_ref().and_then(|extra| extra.drain_timeout());
         let latest = self.total_deadline();
         let sleep = Sleep::until(shared, due.min(latest));
-        Apart { sleep, task: self.task, lane: &self.lane, drain }.await;
+        Apart { sleep, task: self.running.task, lane: &self.running.lane, drain }.await;
         if latest <= due && shared.clock.now() >= latest {
-            let _ended = self.task.meta().life.try_end(End::Expired);
+            let _ended = self.running.task.meta().life.try_end(End::Expired);
         }
     }
 
@@ -161,34 +158,34 @@ impl<J: Job> Accepted<J> {
         let mut waits = false;
         // The first time there is an alarm for it.
         let latest = if first { Tick::NEVER } else { self.total_deadline() };
-        let mut late = (latest != Tick::NEVER).then(|| Sleep::until(self.task.meta().shared, latest));
+        let mut late = (latest != Tick::NEVER).then(|| Sleep::until(self.running.task.meta().shared, latest));
         std::future::poll_fn(|cx| {
-            let life = &self.task.meta().life;
+            let life = &self.running.task.meta().life;
             if !waits {
                 if life.end().is_some() {
                     return Poll::Ready(());
                 }
-                let handle = Handle::of_running(self.task, cx.waker());
+                let handle = self.running.task.handle();
                 waits = true;
-                self.place = Whereabouts::Line;
+                self.running.place = Whereabouts::Line;
                 let (key, place, cost) = match &self.extra {
                     None => (None, None, 1),
                     Some(extra) => {
-                        let settings = self.lane.settings.load();
-                        if let Some(alarm) = self.lane.alarm_of(&settings, extra).filter(|_| first) {
-                            self.lane.set_alarm(&handle, alarm);
+                        let settings = self.running.lane.settings.load();
+                        if let Some(alarm) = self.running.lane.alarm_of(&settings, extra).filter(|_| first) {
+                            self.running.lane.set_alarm(&handle, alarm);
                         }
-                        (extra.key.as_ref(), Some(extra.place(&self.lane, self.attempt)), extra.cost)
+                        (extra.key.as_ref(), Some(extra.place(&self.running.lane, self.running.attempt)), extra.cost)
                     }
                 };
-                if self.lane.come_in(&handle, key, place, cost) {
+                if self.running.lane.come_in(&handle, key, place, cost) {
                     return Poll::Ready(());
                 }
             }
             if life.is_admitted() {
                 return Poll::Ready(());
             }
-            if self.lane.is_cancelling() {
+            if self.running.lane.is_cancelling() {
                 // The line may have been cleared just before this joined it.
                 let _ended = life.try_end(End::Cancelled);
             }
@@ -204,54 +201,55 @@ impl<J: Job> Accepted<J> {
     fn attempt<'a>(
         &'a mut self,
     ) -> Attempt<'a, impl Future<Output = Result<J::Output>> + Send, impl Fn() -> &'a str + Send + Sync> {
-        let terms = self.begin();
-        let Self { job, lane, task, .. } = self;
+        let begins = self.begin();
+        let Self { job, running, .. } = self;
         // One that has ended is not asked for its future.
-        let (future, kind) = if terms.is_some() { job.as_mut().map(Job::attempt) } else { None }.unzip();
-        Attempt::new(future, kind, *task, lane, terms)
+        let (future, kind) = if begins { job.as_mut().map(Job::attempt) } else { None }.unzip();
+        Attempt::new(future, kind, running)
     }
 
-    /// Begins the next attempt; none if the command has ended.
-    fn begin(&mut self) -> Option<(Running, Limits)> {
-        let meta = self.task.meta();
+    /// Begins the next attempt; false if the command has ended.
+    fn begin(&mut self) -> bool {
+        let meta = self.running.task.meta();
         if meta.life.is_admitted() {
-            self.place = Whereabouts::Running;
+            self.running.place = Whereabouts::Running;
         }
-        if self.lane.is_cancelling() {
+        if self.running.lane.is_cancelling() {
             let _ended = meta.life.try_end(End::Cancelled);
         }
         let now = || meta.shared.clock.now();
-        if self.attempt == 0
+        if self.running.attempt == 0
             && let Some(extra) = &mut self.extra
         {
-            self.lane.give_bytes(std::mem::take(&mut extra.bytes));
+            self.running.lane.give_bytes(std::mem::take(&mut extra.bytes));
             let latest = extra.latest_start;
             if latest != Tick::NEVER && now() >= latest {
                 let _ended = meta.life.end_unstarted(End::Expired);
             }
         }
         if !meta.life.start() {
-            return None;
+            return false;
         }
-        if self.attempt == 0 {
+        if self.running.attempt == 0 {
             meta.alarm_off();
         }
-        self.attempt = self.attempt.saturating_add(1);
-        self.lane.observe(|| Transition::Started(self.info()));
-        if self.extra.is_none() && self.lane.is_plain() {
-            return Some((Running::new(self.task, self.id, self.attempt, Tick::NEVER), Limits::NONE));
+        self.running.begin();
+        self.running.lane.observe(|| Transition::Started(self.info()));
+        if self.extra.is_none() && self.running.lane.is_plain() {
+            self.running.limits = None;
+            return true;
         }
-        let settings = self.lane.settings.load();
+        let settings = self.running.lane.settings.load();
         let config = &settings.config;
         let extra = self.extra.as_ref();
         let timeout = extra.and_then(|extra| extra.timeout()).or(config.default_timeout);
         let total_deadline = extra.map_or(Tick::NEVER, |extra| extra.total_deadline);
         let deadline = timeout.map_or(Tick::NEVER, |timeout| now().plus(timeout)).min(total_deadline);
-        let may_retry = self.can_run_again() && config.retry_policy.may_retry(self.attempt);
+        let may_retry = self.can_run_again() && config.retry_policy.may_retry(self.running.attempt);
         let is_last = deadline == total_deadline || !may_retry;
         let drain_timeout = Span::of(extra.and_then(|extra| extra.drain_timeout()).or(config.drain_timeout));
-        let running = Running::new(self.task, self.id, self.attempt, total_deadline);
-        Some((running, Limits { deadline, is_last, drain_timeout }))
+        self.running.limits = Limits::of(deadline, total_deadline, is_last, drain_timeout);
+        true
     }
 
     /// Applies what was decided: event, dead letter, permit, result. The permit is back before the submitter sees the result.
@@ -260,12 +258,12 @@ impl<J: Job> Accepted<J> {
         match outcome {
             // The way of most commands; `decide` says the same.
             Outcome::Returned(Ok(value))
-                if self.extra.is_none() && self.task.meta().life.try_end(End::Done).is_ok() =>
+                if self.extra.is_none() && self.running.task.meta().life.try_end(End::Done).is_ok() =>
             {
-                self.settled = true;
-                self.lane.observe(|| Transition::Completed(self.info()));
-                if self.task.meta().life.is_admitted() {
-                    self.lane.release();
+                self.running.place = Whereabouts::Settled;
+                self.running.lane.observe(|| Transition::Completed(self.info()));
+                if self.running.task.meta().life.is_admitted() {
+                    self.running.lane.release();
                 }
                 Ok(Ok(value))
             }
@@ -281,7 +279,7 @@ impl<J: Job> Accepted<J> {
             Outcome::TimedOut => (Ended::TimedOut, Err(self.timed_out())),
             Outcome::Stopped => (Ended::Stopped, Err(LaneError::Cancelled { started: self.has_started() })),
         };
-        let life = &self.task.meta().life;
+        let life = &self.running.task.meta().life;
         let mut discard = false;
         let mut retry = None;
         if let Err(error) = &result
@@ -317,14 +315,14 @@ impl<J: Job> Accepted<J> {
 
     /// What the lane's policy says of a failure; the error is what a custom strategy panicked with.
     fn ask_policy(&self, error: &LaneError) -> Result<Retry, String> {
-        let settings = self.lane.settings.load();
+        let settings = self.running.lane.settings.load();
         let policy = &settings.config.retry_policy;
         let (Some(extra), true) = (&self.extra, self.can_run_again() && !policy.is_none()) else {
             return Ok(Retry::Fail);
         };
-        let elapsed = self.lane.now().since(extra.accepted_at);
-        let failed = FailedAttempt::new(error, self.attempt, elapsed, extra.previous_delay());
-        catch_unwind(AssertUnwindSafe(|| policy.decide(&failed, self.lane.next_random()))).map_err(|payload| {
+        let elapsed = self.running.lane.now().since(extra.accepted_at);
+        let failed = FailedAttempt::new(error, self.running.attempt, elapsed, extra.previous_delay());
+        catch_unwind(AssertUnwindSafe(|| policy.decide(&failed, self.running.lane.next_random()))).map_err(|payload| {
             let message = panic_message(payload.as_ref()).to_owned();
             discard_panic(payload);
             message
@@ -338,8 +336,8 @@ impl<J: Job> Accepted<J> {
     /// When the next attempt may begin, if the command has the time and its lane the budget.
     fn can_retry(&self, after: Duration) -> Option<Tick> {
         let extra = self.extra.as_ref()?;
-        let due = self.lane.now().plus(after);
-        (due < extra.total_deadline && self.lane.settings.load().config.retry_policy.withdraw()).then_some(due)
+        let due = self.running.lane.now().plus(after);
+        (due < extra.total_deadline && self.running.lane.settings.load().config.retry_policy.withdraw()).then_some(due)
     }
 
     /// Gives everything up that others may need meanwhile.
@@ -347,60 +345,60 @@ impl<J: Job> Accepted<J> {
         if let Some(extra) = &mut self.extra {
             let past = extra.past();
             past.previous_delay = after;
-            past.errors.record(self.attempt, error, wall_now());
+            past.errors.record(self.running.attempt, error, wall_now());
         }
-        let attempt = self.attempt;
-        self.lane.observe(|| Transition::Retrying {
+        let attempt = self.running.attempt;
+        self.running.lane.observe(|| Transition::Retrying {
             command: self.info(),
             attempt,
             error: error.to_string().into(),
             delay: after,
         });
-        self.place = Whereabouts::Apart;
+        self.running.place = Whereabouts::Apart;
         // Counted apart before its permit is back: never as neither.
-        self.lane.step_apart();
+        self.running.lane.step_apart();
         self.give_back();
         due
     }
 
     /// Gives back what it holds of its lane.
     fn give_back(&self) {
-        let life = &self.task.meta().life;
+        let life = &self.running.task.meta().life;
         if life.give_up_key()
             && let Some(key) = self.extra.as_ref().and_then(|extra| extra.key.as_ref())
         {
-            self.lane.leave_key(key);
+            self.running.lane.leave_key(key);
         }
         if life.give_up_permit() {
-            self.lane.release();
+            self.running.lane.release();
         }
     }
 
     fn apply(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) {
-        self.settled = true;
-        self.task.meta().alarm_off();
+        let place = std::mem::replace(&mut self.running.place, Whereabouts::Settled);
+        self.running.task.meta().alarm_off();
         // A command's type and destructor are others' code: what it holds of its lane comes back all the same.
         let told = catch_unwind(AssertUnwindSafe(|| self.tell(fate, error, discard)));
         if let Err(payload) = told {
             tracing::error!(panic = panic_message(payload.as_ref()), "a dead letter was lost: its command panicked");
             discard_panic(payload);
         }
-        match self.place {
+        match place {
             Whereabouts::Apart => {
-                self.lane.step_in();
-                self.lane.make_room();
+                self.running.lane.step_in();
+                self.running.lane.make_room();
             }
             // Never admitted: what stands in the line is dead.
-            Whereabouts::Line if !self.task.meta().life.is_admitted() => {
-                if self.task.meta().life.end() == Some(End::Shed) {
-                    self.lane.has_left();
+            Whereabouts::Line if !self.running.task.meta().life.is_admitted() => {
+                if self.running.task.meta().life.end() == Some(End::Shed) {
+                    self.running.lane.has_left();
                 }
-                self.lane.bury(1);
+                self.running.lane.bury(1);
             }
-            Whereabouts::Line | Whereabouts::Running => {}
+            Whereabouts::Line | Whereabouts::Running | Whereabouts::Settled => {}
         }
         if let Some(extra) = &mut self.extra {
-            self.lane.give_bytes(std::mem::take(&mut extra.bytes));
+            self.running.lane.give_bytes(std::mem::take(&mut extra.bytes));
         }
         self.give_back();
     }
@@ -408,7 +406,7 @@ impl<J: Job> Accepted<J> {
     /// Tells others what became of the command: event, dead letter.
     fn tell(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) {
         let started = self.has_started();
-        self.lane.observe(|| {
+        self.running.lane.observe(|| {
             let command = self.info();
             match fate {
                 Fate::Complete => Transition::Completed(command),
@@ -426,7 +424,7 @@ impl<J: Job> Accepted<J> {
             Fate::Complete => {
                 // Where there is a policy, no command is plain.
                 if self.extra.is_some() {
-                    self.lane.settings.load().config.retry_policy.deposit();
+                    self.running.lane.settings.load().config.retry_policy.deposit();
                 }
                 None
             }
@@ -435,10 +433,10 @@ impl<J: Job> Accepted<J> {
             Fate::TimeOut => Some(DeadLetterReason::TimedOut),
             Fate::Expire => Some(DeadLetterReason::Expired),
             Fate::Shed => Some(DeadLetterReason::Shed),
-            Fate::Cancel => (!started && self.lane.is_stopping()).then_some(DeadLetterReason::GivenBack),
+            Fate::Cancel => (!started && self.running.lane.is_stopping()).then_some(DeadLetterReason::GivenBack),
         };
         if fate == Fate::Cancel {
-            self.lane.count_cancelled();
+            self.running.lane.count_cancelled();
         }
         if let Some(reason) = reason
             && !discard
@@ -455,7 +453,7 @@ impl<J: Job> Accepted<J> {
     /// Hands the command over to the dead letters, or back to who stops the queue.
     fn write_letter(&mut self, reason: DeadLetterReason, error: Option<&LaneError>) {
         let given_back = reason == DeadLetterReason::GivenBack;
-        if !given_back && self.lane.dead_letters().is_none() {
+        if !given_back && self.running.lane.dead_letters().is_none() {
             return;
         }
         let info = self.info();
@@ -463,33 +461,33 @@ impl<J: Job> Accepted<J> {
         // Others' code.
         let payload = contained(|| job.payload());
         let error = error.map_or_else(|| self.error_of(reason), ToString::to_string);
-        let mut letter = DeadLetter::new(&*info.command_type, &*self.lane.id, error);
-        letter.command_id = self.id;
-        letter.attempts = self.attempt;
+        let mut letter = DeadLetter::new(&*info.command_type, &*self.running.lane.id, error);
+        letter.command_id = self.running.id;
+        letter.attempts = self.running.attempt;
         letter.payload = payload;
         letter.reason = reason;
         letter.replay = contained(|| job.into_replay());
         letter.errors = Vec::new();
         if let Some(extra) = &mut self.extra {
             let Past { mut errors, tags, .. } = std::mem::take(extra.past());
-            if self.attempt > 0 {
-                errors.push(self.attempt, letter.error.clone(), letter.failed_at);
+            if self.running.attempt > 0 {
+                errors.push(self.running.attempt, letter.error.clone(), letter.failed_at);
             }
             (letter.errors, letter.errors_dropped) = errors.into_parts();
-            let age = self.lane.now().since(extra.accepted_at);
+            let age = self.running.lane.now().since(extra.accepted_at);
             letter.accepted_at = TimeDelta::from_std(age).map_or(letter.failed_at, |age| letter.failed_at - age);
             letter.replays = extra.replays;
             letter.tags = tags.iter().map(|tag| tag.to_string()).collect();
         }
         if given_back {
-            return self.lane.give_back_unstarted(letter);
+            return self.running.lane.give_back_unstarted(letter);
         }
-        let Some(letters) = self.lane.dead_letters() else { return };
+        let Some(letters) = self.running.lane.dead_letters() else { return };
         let evicted = letters.store(letter);
-        self.lane.observe(|| Transition::DeadLettered { command: info, attempts: self.attempt });
+        self.running.lane.observe(|| Transition::DeadLettered { command: info, attempts: self.running.attempt });
         if let Some(evicted) = evicted {
-            self.lane.observe(|| Transition::DeadLetterEvicted {
-                command: CommandInfo::new(&self.lane.id, evicted.command_id, &evicted.command_type),
+            self.running.lane.observe(|| Transition::DeadLetterEvicted {
+                command: CommandInfo::new(&self.running.lane.id, evicted.command_id, &evicted.command_type),
             });
         }
     }
@@ -505,17 +503,17 @@ impl<J: Job> Accepted<J> {
     }
 
     fn has_started(&self) -> bool {
-        self.task.meta().life.has_started()
+        self.running.task.meta().life.has_started()
     }
 
     fn info(&self) -> CommandInfo {
         let command_type = self.job.as_ref().map_or("", Job::command_type);
-        CommandInfo::new(&self.lane.id, self.id, command_type)
+        CommandInfo::new(&self.running.lane.id, self.running.id, command_type)
     }
 
     /// The time that the command had, to run.
     fn limit(&self) -> Duration {
-        let settings = self.lane.settings.load();
+        let settings = self.running.lane.settings.load();
         limit(self.extra.as_deref(), settings.config.default_timeout)
     }
 
@@ -583,9 +581,9 @@ impl Future for Apart<'_> {
 impl<J: Job> Drop for Accepted<J> {
     /// Dropped before its end: cancelled, expired, shed, or its executor was closed.
     fn drop(&mut self) {
-        if !self.settled {
+        if self.running.place != Whereabouts::Settled {
             // Ends it, so that whoever finds it in a line leaves it there.
-            let earlier = self.task.meta().life.try_end(End::Done).err();
+            let earlier = self.running.task.meta().life.try_end(End::Done).err();
             self.apply(decide(None, earlier, self.has_started(), None), None, false);
         }
     }
@@ -593,7 +591,7 @@ impl<J: Job> Drop for Accepted<J> {
 
 impl<J: Job> fmt::Debug for Accepted<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accepted").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Accepted").field("id", &self.running.id).finish_non_exhaustive()
     }
 }
 

@@ -3,19 +3,19 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use thiserror::Error;
 
-use super::admission::{LaneCore, Settings};
+use super::admission::Settings;
 use super::context::Wait;
 use super::extra::{Extra, Span};
 use super::keys::Queued;
+use super::lanes::LaneNumber;
 use super::{Priority, context, settle};
 use crate::error::{LaneError, Result};
 use crate::executor::life::End;
-use crate::executor::{Task, TaskError, panic_message};
+use crate::executor::{Handle, Task, TaskError, panic_message};
 use crate::id::CommandId;
 
 /// Awaits a command's result. `ticket.await??` gives the value.
@@ -27,7 +27,7 @@ pub struct Ticket<T> {
     id: CommandId,
     limits: Limits,
     state: State<T>,
-    /// How to reach a command that had to wait when it was accepted.
+    /// Of a command that may have to wait in its lane.
     way: Option<Way>,
     /// The command that awaits this, if it is one.
     wait: Option<Wait>,
@@ -57,21 +57,29 @@ impl Limits {
     }
 }
 
-/// The way to a command that waits.
-#[derive(Debug)]
+/// What it takes to have a command go before others: its task leads to it.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Way {
-    pub(super) lane: Arc<LaneCore>,
-    pub(super) queued: Queued,
+    lane: LaneNumber,
+    cost: u32,
     /// The best priority of those who wait for it.
-    pub(super) lifted: Option<Priority>,
+    lifted: Option<Priority>,
 }
 
 impl Way {
+    pub(super) const fn new(lane: LaneNumber, cost: u32) -> Self {
+        Self { lane, cost, lifted: None }
+    }
+
     /// The command that is being polled waits for this one: it goes before all that nobody waits for.
-    fn lift(&mut self, priority: Priority) {
-        if self.lifted.is_none_or(|lifted| priority < lifted) {
+    fn lift(&mut self, handle: Option<Handle>, priority: Priority) {
+        if self.lifted.is_none_or(|lifted| priority < lifted)
+            && let Some(handle) = handle
+        {
             self.lifted = Some(priority);
-            self.lane.lift(&self.queued, priority);
+            if let Some(lane) = self.lane.lane() {
+                lane.lift(&Queued { handle, cost: self.cost }, priority);
+            }
         }
     }
 }
@@ -139,13 +147,18 @@ impl<T> Ticket<T> {
         let State::Accepted(task) = &mut self.state else { return false };
         let ended = task.meta().and_then(|meta| meta.life.try_end(End::Cancelled).ok());
         let Some(ended) = ended else { return false };
-        let way = self.way.take();
-        if let Some(way) = way.filter(|_| ended.was_queued) {
-            context::stop(&way.queued.handle, true);
+        if let Some(handle) = task.handle().filter(|_| ended.was_queued) {
+            context::stop(&handle, true);
         }
         task.abort();
         self.state = State::Ended(Some(Box::new(LaneError::Cancelled { started: ended.had_started })));
         true
+    }
+
+    /// Its result was given.
+    fn end(&mut self) {
+        self.state = State::Ended(None);
+        self.wait = None;
     }
 
     /// Lets the command run on without a ticket; the same as dropping it.
@@ -163,7 +176,14 @@ impl<T> Future for Ticket<T> {
             State::Ended(error) => return Poll::Ready(error.take().map(|error| Err(*error)).ok_or(TicketError)),
             State::Accepted(task) => task,
         };
-        let polled = task.poll_attached(cx);
+        let polled = match task.poll_attached(cx) {
+            // The way of most commands.
+            Poll::Ready(Ok(result)) => {
+                this.end();
+                return Poll::Ready(Ok(result));
+            }
+            polled => polled,
+        };
         let meta = task.meta();
         let end = meta.and_then(|meta| meta.life.end());
         let started = meta.is_some_and(|meta| meta.life.has_started());
@@ -183,16 +203,14 @@ impl<T> Future for Ticket<T> {
                     Some(error) => Ok(error),
                     None => {
                         if let (Some(priority), Some(way)) = (Wait::note(&mut this.wait), &mut this.way) {
-                            way.lift(priority);
+                            way.lift(task.handle(), priority);
                         }
                         return Poll::Pending;
                     }
                 }
             }
         };
-        this.state = State::Ended(None);
-        this.way = None;
-        this.wait = None;
+        this.end();
         Poll::Ready(result)
     }
 }

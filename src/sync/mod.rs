@@ -1,13 +1,30 @@
 //! The only place that names std or loom primitives for code that loom models.
 //!
 //! Under `cfg(all(test, corelane_loom))` the protocols in `executor/park`, `executor/ready`, `executor/life`,
-//! `executor/slot`, `executor/shown` and `limit` are compiled against loom, so that `loom-tests/` explores the very code that ships.
+//! `executor/state`, `executor/cell`, `executor/shown` and `limit` are compiled against loom, so that `loom-tests/` explores
+//! the very code that ships.
+
+pub(crate) mod cell;
 
 pub(crate) mod atomic {
     #[cfg(all(test, corelane_loom))]
     pub(crate) use loom::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
     #[cfg(not(all(test, corelane_loom)))]
     pub(crate) use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
+}
+
+/// Begins a cache line, so that who writes this and who reads its neighbours do not meet. Of one line: there are many lanes, and
+/// [`crossbeam_utils::CachePadded`] takes two.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct OwnLine<T>(pub(crate) T);
+
+impl<T> std::ops::Deref for OwnLine<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
 }
 
 /// A sequentially consistent fence right after a read-modify-write; on x86-64 that is one already.

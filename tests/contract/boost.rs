@@ -121,8 +121,9 @@ fn a_command_on_the_run_queue_overtakes_others_once_its_deadline_is_near() {
     for boosts in [true, false] {
         let executor = executor(1);
         let deadline = if boosts { Duration::from_millis(20) } else { Duration::MAX };
-        let boosted = LaneConfig::new(1, 100).with_priority_boost(PriorityBoostConfig::standard(deadline));
-        let manager = manager(&executor, &[("boosted", boosted, 20), ("other", LaneConfig::new(1, 100), 10)]);
+        // Without a floor, which a slow machine would have kept.
+        let boosted = LaneConfig::new(0, 100).with_priority_boost(PriorityBoostConfig::standard(deadline));
+        let manager = manager(&executor, &[("boosted", boosted, 20), ("other", LaneConfig::new(0, 100), 10)]);
         let (running, go_on) = (Barrier::default(), Barrier::default());
         let (begun, blocked) = (running.clone(), go_on.clone());
         let blocker = executor.spawn(0, async move {

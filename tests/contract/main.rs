@@ -29,6 +29,7 @@ mod retries;
 mod shutdown;
 mod stuck;
 mod support;
+mod tasks;
 mod timeouts;
 #[cfg(feature = "tokio")]
 mod tokio_shim;

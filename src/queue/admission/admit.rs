@@ -48,6 +48,7 @@ impl LaneCore {
     }
 
     /// A permit comes back.
+    #[inline]
     pub(in crate::queue) fn release(&self) {
         let released = self.gate.release(&self.line, |entry| self.admit(entry), |notice| self.notice(notice));
         if !released {
@@ -57,14 +58,14 @@ impl LaneCore {
     }
 
     /// Somebody has come to the head of the line, with a permit.
+    #[inline]
     pub(super) fn admit(&self, entry: Entry) -> Verdict {
-        if let Waiter::Command(handle) = &entry.waiter
-            && self.is_plain()
-        {
-            return self.admit_plain(handle);
-        }
+        let entry = match entry {
+            Entry { waiter: Waiter::Command(handle), .. } if self.is_plain() => return self.admit_plain(handle),
+            entry => entry,
+        };
         let settings = self.settings.load();
-        let cost = entry.cost;
+        let cost = entry.cost();
         let verdict = match &entry.waiter {
             Waiter::Command(handle) => self.admit_command(&settings, handle, cost, false),
             Waiter::Host(grant) if !grant.is_waiting() => Verdict::Dead,
@@ -73,7 +74,7 @@ impl LaneCore {
                 true => Verdict::Dead,
                 false => Verdict::Refused,
             },
-            Waiter::Key(key) => return self.admit_key(&settings, key.clone(), entry),
+            Waiter::Key(key) => return self.admit_key(&settings, Key::clone(key), entry),
         };
         match verdict {
             Verdict::Admitted if settings.config.capacity.is_some() => self.make_room(),
@@ -84,14 +85,15 @@ impl LaneCore {
         verdict
     }
 
-    pub(super) fn admit_plain(&self, handle: &Handle) -> Verdict {
+    #[inline]
+    pub(super) fn admit_plain(&self, handle: Handle) -> Verdict {
         if !handle.meta().life.admit(false) {
             self.exhume(1);
             return Verdict::Dead;
         }
-        match handle.unpark() {
-            Some(runnable) => crate::executor::schedule_admitted(runnable),
-            None => handle.wake(),
+        match handle.into_unparked() {
+            Ok(runnable) => crate::executor::schedule_admitted(runnable),
+            Err(handle) => handle.wake(),
         }
         Verdict::Admitted
     }
@@ -118,7 +120,7 @@ impl LaneCore {
         self.set_apart(head.dead as i64 - head.fewer_apart as i64);
         self.dead.fetch_sub(head.dead as i64, Ordering::Relaxed);
         if head.relisted {
-            self.line.push(Entry::plain(Waiter::Key(key)));
+            self.line.push(Entry::key(&key));
             // ORDERING: the caller goes on pumping; as in `Gate::enqueue`, also for a maximum that is raised meanwhile.
             fence(Ordering::SeqCst);
         }

@@ -22,6 +22,7 @@ pub(super) const APART_BITS: u32 = 40;
 
 impl LaneCore {
     /// Counts a new command of a plain lane.
+    #[inline]
     pub(in crate::queue) fn count_direct(&self) -> Submitted {
         self.gate.submit(true, WAITING_MAX)
     }
@@ -63,6 +64,7 @@ impl LaneCore {
     }
 
     /// Puts a new command that was counted as waiting into the line.
+    #[inline]
     pub(in crate::queue) fn enqueue(&self, entry: Entry) {
         self.gate.enqueue(entry, &self.line, |entry| self.admit(entry), |notice| self.notice(notice));
         self.pump_shared();
@@ -71,7 +73,7 @@ impl LaneCore {
     /// A new command of a key, counted as waiting, goes behind others of its key, or lists the key.
     pub(in crate::queue) fn enter_key(&self, key: &Key, queued: Queued) {
         if self.keys.enter(key, || self.per_key(), Order::New, |_| Some(queued)) {
-            self.enqueue(Entry::plain(Waiter::Key(key.clone())));
+            self.enqueue(Entry::key(key));
         } else {
             // Counted apart before it is not counted as waiting any more: never as neither.
             self.set_apart(1);
@@ -96,7 +98,7 @@ impl LaneCore {
         // Counted as waiting before it is not counted apart any more: never as neither.
         let _queued = self.gate.reenter(false);
         self.set_apart(-1);
-        self.enqueue(Entry::plain(Waiter::Key(key.clone())));
+        self.enqueue(Entry::key(key));
     }
 
     /// A command that is counted apart comes to its place. True if it was admitted at once; if not, it is when its turn comes,
@@ -127,7 +129,7 @@ impl LaneCore {
                 };
                 let listed = self.keys.enter(key, || self.per_key(), order, decide);
                 if listed {
-                    self.enqueue(Entry::plain(Waiter::Key(key.clone())));
+                    self.enqueue(Entry::key(key));
                 }
                 admitted
             }
@@ -147,7 +149,7 @@ impl LaneCore {
             return alive;
         }
         if key.is_none() {
-            self.enqueue(Entry { waiter: Waiter::Command(handle.clone()), place: place.map(Box::new), cost });
+            self.enqueue(Entry::new(Waiter::Command(handle.clone()), place, cost));
         }
         self.step_in();
         // ORDERING: queued, then looked whether it is awaited; `lift` the other way round.
@@ -160,6 +162,7 @@ impl LaneCore {
     }
 
     /// Ends what has joined the line after its lane was cancelled, abandoned or closed: nobody else would.
+    #[inline]
     pub(in crate::queue) fn end_late(&self) {
         let Some(context) = self.context() else { return };
         if self.is_cancelling() {

@@ -11,7 +11,7 @@ use crate::queue::Priority;
 use crate::queue::config::Overflow;
 use crate::queue::context;
 use crate::queue::dead_letter::DeadLetter;
-use crate::queue::keys::Admit;
+use crate::queue::keys::{Admit, Key};
 use crate::queue::line::{Entry, Waiter};
 
 /// The lane's queue runs as usual.
@@ -55,10 +55,12 @@ impl LaneCore {
         self.clear(End::Cancelled);
     }
 
+    #[inline]
     pub(in crate::queue) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed) != RUNNING
     }
 
+    #[inline]
     pub(in crate::queue) fn is_cancelling(&self) -> bool {
         self.stopping.load(Ordering::Relaxed) == CANCELLING
     }
@@ -157,7 +159,7 @@ impl LaneCore {
     /// Sheds what was taken out of the line and is counted apart. False if nothing was to be shed there.
     pub(super) fn shed_entry(&self, mut entry: Entry) -> bool {
         let Waiter::Key(key) = &entry.waiter else { return self.end(&entry, End::Shed) };
-        let key = key.clone();
+        let key = Key::clone(key);
         let first = self.keys.first(&key);
         if first.is_none() {
             // All of its commands are dead, unless one comes in just now: the key is forgotten with them.

@@ -24,9 +24,9 @@ impl LaneCore {
     }
 
     /// A command that waited for another one wants to go on. If false, it is woken when it may.
-    pub(in crate::queue) fn come_back(&self, task: TaskRef, handle: impl FnOnce() -> Handle) -> bool {
+    pub(in crate::queue) fn come_back(&self, task: TaskRef) -> bool {
         self.with_loans(|nested| {
-            let back = nested.come_back(|| Queued { handle: handle(), cost: 1 });
+            let back = nested.come_back(|| Queued { handle: task.handle(), cost: 1 });
             if back {
                 task.meta().life.hold(false);
             }
@@ -39,7 +39,7 @@ impl LaneCore {
         self.with_loans(|nested| {
             // It may have been given a permit meanwhile.
             if !task.meta().life.is_admitted() {
-                nested.leave(|queued| queued.handle.same(task));
+                nested.leave(|queued| task.is(&queued.handle));
             }
         });
     }
@@ -74,7 +74,7 @@ impl LaneCore {
     /// Changes the loans, and gives the permits that are there to those who want them.
     pub(super) fn with_loans<R>(&self, change: impl FnOnce(&mut Nested<Queued, Place>) -> R) -> R {
         let settings = self.settings.load();
-        let mut nested = self.nested.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nested = self.nested.get_or_init(Box::default).lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut nested);
         let Aftermath { left_behind, surplus, refused } = nested.distribute(
             &self.gate,

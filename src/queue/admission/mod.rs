@@ -36,16 +36,17 @@ use event_listener::Event;
 
 use crate::clock::Tick;
 use crate::event::{EventEmitter, Transition};
-use crate::executor::{Executor, TimerKey};
+use crate::executor::{Ambient, Executor, TimerKey};
 use crate::limit::gate::Gate;
 use crate::queue::Priority;
-use crate::queue::ambient::Ambient;
 use crate::queue::command_queue::QueueCore;
 use crate::queue::config::LaneConfig;
 use crate::queue::dead_letter::DeadLetterQueue;
 use crate::queue::keys::{Keys, Queued};
+use crate::queue::lanes::LaneNumber;
 use crate::queue::line::{Line, Place};
 use crate::queue::nested::Nested;
+use crate::sync::OwnLine;
 
 use count::BIAS;
 use end::RUNNING;
@@ -60,10 +61,12 @@ pub(super) struct LaneCore {
     pub(super) settings: ArcSwap<Settings>,
     /// What [`Settings::is_plain`] says of them. To load the settings costs four times per command; most lanes are plain.
     plain: AtomicBool,
-    gate: Gate,
+    /// Written by every command, while the rest is read.
+    gate: OwnLine<Gate>,
     line: Line,
     keys: Keys,
-    nested: Mutex<Nested<Queued, Place>>,
+    /// Made for the first command that awaits another one.
+    nested: OnceLock<Box<Mutex<Nested<Queued, Place>>>>,
     /// See the module's header: `BIAS` + the number, and above it a count of its changes.
     apart: AtomicU64,
     /// Dead entries, here and behind keys. Only decides when to sweep.
@@ -88,6 +91,7 @@ pub(super) struct LaneCore {
     drain_timeouts: AtomicBool,
     /// Set when the lane is registered.
     context: OnceLock<LaneContext>,
+    number: OnceLock<LaneNumber>,
 }
 
 /// What a lane gets from the queue that it is registered with.
@@ -107,10 +111,10 @@ impl LaneCore {
             this: Weak::clone(this),
             id,
             priority,
-            gate: Gate::new(config.max_concurrency),
+            gate: OwnLine(Gate::new(config.max_concurrency)),
             line: Line::new(priority),
             keys: Keys::default(),
-            nested: Mutex::default(),
+            nested: OnceLock::new(),
             apart: AtomicU64::new(BIAS),
             dead: AtomicI64::new(0),
             sweeping: AtomicBool::new(false),
@@ -125,11 +129,18 @@ impl LaneCore {
             updating: Mutex::new(()),
             cancelled: AtomicUsize::new(0),
             drain_timeouts: AtomicBool::new(false),
-            settings: ArcSwap::from_pointee(Settings::new(config)),
+            settings: ArcSwap::new(Settings::shared(config)),
             // Until it is known what the queue asks.
             plain: AtomicBool::new(false),
             context: OnceLock::new(),
+            number: OnceLock::new(),
         })
+    }
+
+    /// Names the lane in tickets.
+    #[inline]
+    pub(super) fn number(&self) -> LaneNumber {
+        *self.number.get_or_init(|| LaneNumber::assign(Weak::clone(&self.this)))
     }
 
     pub(super) fn this(&self) -> Option<Arc<Self>> {
@@ -148,6 +159,7 @@ impl LaneCore {
         registered
     }
 
+    #[inline]
     pub(super) fn context(&self) -> Option<&LaneContext> {
         self.context.get()
     }
@@ -156,10 +168,12 @@ impl LaneCore {
         self.context()?.dead_letters.as_ref()
     }
 
+    #[inline]
     pub(super) fn ambient(&self) -> Option<&dyn Ambient> {
         self.context()?.ambient.as_deref()
     }
 
+    #[inline]
     pub(super) fn observe(&self, make: impl FnOnce() -> Transition) {
         if let Some(context) = self.context.get() {
             context.events.observe(make);
@@ -184,8 +198,17 @@ impl LaneCore {
     }
 
     /// Whether the settings ask nothing of a command but a permit.
+    #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.plain.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for LaneCore {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.get() {
+            number.give_back();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A lane's settings, made ready for use, and how they are changed while it runs.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::LaneCore;
 use crate::error::{ConfigErrors, Result};
@@ -34,6 +34,28 @@ impl Settings {
             || config.drain_timeout.is_some()
             || config.max_pending_bytes.is_some();
         Self { config, limiter, booster, uncommon }
+    }
+
+    /// As [`Settings::new`]; equal ones that nothing changes are kept once. Most lanes are like others, and there may be ten
+    /// thousand queues.
+    pub(super) fn shared(config: LaneConfig) -> Arc<Self> {
+        /// Kinds of lanes that a process is expected to have at most.
+        const KINDS: usize = 64;
+        static KEPT: Mutex<Vec<Weak<Settings>>> = Mutex::new(Vec::new());
+        let settings = Self::new(config);
+        if !settings.is_plain() {
+            return Arc::new(settings);
+        }
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let equal = kept.iter().filter_map(Weak::upgrade).find(|other| other.config == settings.config);
+        equal.unwrap_or_else(|| {
+            let settings = Arc::new(settings);
+            kept.retain(|other| other.strong_count() > 0);
+            if kept.len() < KINDS {
+                kept.push(Arc::downgrade(&settings));
+            }
+            settings
+        })
     }
 
     pub(super) fn is_plain(&self) -> bool {
