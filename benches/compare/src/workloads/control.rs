@@ -32,6 +32,9 @@ pub struct Control {
 const MEAN_INTERVAL: Duration = Duration::from_micros(500);
 
 /// Before a command is due, its submitter stops sleeping and looks at the clock.
+/// The priority of the control lane.
+const CONTROL: corelane::Priority = 1;
+
 const AWAKE: Duration = Duration::from_micros(80);
 
 /// To have a low lane that is never empty.
@@ -85,8 +88,12 @@ impl Workload for Control {
     fn contenders(&self, cast: &Cast) -> Vec<Contender> {
         let Self { low, a3s_low, .. } = *self;
         let workers = cast.workers;
+        // One worker more, of which the control lane is sure.
+        let reserved = Executor::builder().workers(workers + 1).pin(false).reserve(1, CONTROL);
+        let reserved = reserved.build().expect("threads can be started");
         vec![
             self.contender("corelane", Role::Ours, low, Lanes { executor: cast.corelane().0 }),
+            self.contender("corelane, a reserved worker more", Role::Ours, low, Lanes { executor: reserved }),
             self.contender("tokio, one queue", Role::Peer, low, OneQueue { tokio: cast.tokio(), workers }),
             self.contender("a3s-lane 0.5.1", Role::Peer, a3s_low, A3sLanes { workers }),
         ]
@@ -289,7 +296,7 @@ impl Queues for Lanes {
     fn fill(&self, low: u64, load: &'static Load) -> FullLanes {
         let builder = corelane::QueueManagerBuilder::new(corelane::EventEmitter::new(100))
             .with_executor(self.executor.clone())
-            .with_lane("control", LaneConfig::new(1, CONTROL_AT_ONCE), 1)
+            .with_lane("control", LaneConfig::new(1, CONTROL_AT_ONCE), CONTROL)
             .with_lane("low", LaneConfig::new(1, LOW_AT_ONCE), 5);
         let manager = block_on(builder.build()).expect("the configuration is usable");
         let lane = manager.lane("low").expect("it was just given");
