@@ -31,10 +31,10 @@ pub struct Control {
 /// Between two control commands: times from an exponential distribution.
 const MEAN_INTERVAL: Duration = Duration::from_micros(500);
 
-/// Before a command is due, its submitter stops sleeping and looks at the clock.
 /// The priority of the control lane.
 const CONTROL: corelane::Priority = 1;
 
+/// Before a command is due, its submitter stops sleeping and looks at the clock.
 const AWAKE: Duration = Duration::from_micros(80);
 
 /// To have a low lane that is never empty.
