@@ -34,8 +34,10 @@ use crate::clock::Clock;
 /// Priorities 0 (best) to 63.
 pub(crate) const PRIORITIES: usize = 64;
 
-/// Words that outside threads share for counting tasks: enough that a few producers seldom meet on one.
-const OUTSIDE_SHARDS: usize = 16;
+/// Threads outside that count tasks in words of their own: the first ones that do.
+const COUNTED_APART: usize = 16;
+/// Words that the others share for that: enough that a few seldom meet on one.
+const SHARED_COUNTS: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -112,7 +114,7 @@ pub(crate) struct Remote {
     pub(crate) counters: CachePadded<WorkerCounters>,
 }
 
-/// One writer for a worker's, several for an outside shard's. The counts only grow.
+/// One writer for a worker's and for that of a thread which counts apart, several for the others. The counts only grow.
 #[derive(Debug, Default)]
 pub(crate) struct TaskCount {
     created: AtomicU64,
@@ -167,7 +169,7 @@ impl Shared {
             changed: Event::new(),
             phase: CachePadded::new(AtomicU8::new(Phase::Open as u8)),
             users: AtomicUsize::new(1),
-            outside: (0..OUTSIDE_SHARDS).map(|_| CachePadded::default()).collect(),
+            outside: (0..COUNTED_APART + SHARED_COUNTS).map(|_| CachePadded::default()).collect(),
             threads: AtomicUsize::new(0),
             simulated_turn: AtomicUsize::new(0),
             closing: Mutex::new(Vec::new()),
@@ -398,13 +400,17 @@ impl Shared {
 
     #[inline]
     fn count(&'static self, which: impl Fn(&TaskCount) -> &AtomicU64) {
+        // ORDERING: release, so that whoever frees this after reading the counts does so after the task's accesses.
+        let alone = |count: &AtomicU64| count.store(count.load(Ordering::Relaxed) + 1, Ordering::Release);
         Local::with_current(self, |local| match local {
-            // ORDERING: release, so that whoever frees this after reading the counts does so after the task's accesses.
-            Some(local) => {
-                let count = which(&self.workers[local.index()].tasks);
-                count.store(count.load(Ordering::Relaxed) + 1, Ordering::Release);
-            }
-            None => _ = which(self.outside_count()).fetch_add(1, Ordering::Release),
+            Some(local) => alone(which(&self.workers[local.index()].tasks)),
+            None => match thread_number() {
+                // Numbers are given once.
+                number if number < COUNTED_APART => alone(which(&self.outside[number])),
+                number => {
+                    which(&self.outside[COUNTED_APART + number % SHARED_COUNTS]).fetch_add(1, Ordering::Release);
+                }
+            },
         });
     }
 
@@ -438,11 +444,6 @@ impl Shared {
                 self.changed.notify(usize::MAX);
             }
         }
-    }
-
-    #[inline]
-    fn outside_count(&self) -> &TaskCount {
-        &self.outside[thread_number() % OUTSIDE_SHARDS]
     }
 
     pub(crate) fn add_user(&self) {

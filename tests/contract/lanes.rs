@@ -360,3 +360,29 @@ fn a_key_that_may_run_more_does_so_at_once() {
     simulation.run_until_idle();
     assert!(second.is_finished(), "two at a time");
 }
+
+#[test]
+fn a_queue_finds_each_of_many_lanes_and_no_other() {
+    on_workers(|executor| {
+        let manager = manager(executor, &[("lane 00", LaneConfig::default(), 2)]);
+        let names: Vec<_> = (0..30).map(|i| format!("lane {i:02}")).collect();
+        // Not in their order.
+        let others = names[1..].iter().rev().chain(&names[..1]);
+        for (i, name) in others.enumerate() {
+            let registered =
+                block_on(manager.queue().register_lane(Lane::new(name.as_str(), LaneConfig::default(), 3)));
+            assert_eq!(registered.is_ok(), i < 29, "{name} is registered once");
+        }
+        for name in &names {
+            let found = manager.lane(name).expect("it was registered");
+            assert_eq!(found.id(), name);
+            let of = name.clone();
+            let ticket = manager.submit_fn(name, "name", move || async { Ok(of) }).unwrap();
+            assert_eq!(&block_on(ticket).unwrap().unwrap(), name);
+        }
+        for unknown in ["lane 30", "lane", ""] {
+            assert!(manager.lane(unknown).is_none());
+        }
+        assert_eq!(manager.queue().stats().lanes.len(), names.len());
+    });
+}

@@ -105,3 +105,36 @@ fn what_a_cancelled_command_holds_is_dropped_in_its_runtime() {
     assert!(ticket.cancel());
     assert!(dropped.recv().unwrap(), "dropped outside of its runtime");
 }
+
+#[test]
+fn each_poll_is_in_the_runtime_of_its_own_queue_and_tasks_are_in_none() {
+    let executor = executor(1);
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (one, two) = (runtime(), runtime());
+    let first = one.block_on(manager_here(&executor));
+    let second = two.block_on(manager_here(&executor));
+    let current = || tokio::runtime::Handle::try_current().ok().map(|handle| handle.id());
+    let of = |manager: &QueueManager| {
+        let polls = move || async move {
+            let before = current();
+            corelane::yield_now().await;
+            Ok((before, current()))
+        };
+        manager.submit_fn("io", "current", polls).unwrap()
+    };
+    // On one worker, in turns, each yielding to the next: it changes the runtime at every poll.
+    for _ in 0..3 {
+        let (a, b) = (of(&first), of(&second));
+        let task = executor.spawn(2, async move {
+            let before = current();
+            corelane::yield_now().await;
+            (before, current())
+        });
+        let c = of(&first);
+        let expected = [one.handle().id(), two.handle().id(), one.handle().id()].map(Some);
+        for (ticket, runtime) in [a, b, c].into_iter().zip(expected) {
+            assert_eq!(block_on(ticket).unwrap().unwrap(), (runtime, runtime));
+        }
+        assert_eq!(block_on(task).unwrap(), (None, None));
+    }
+}
