@@ -273,7 +273,7 @@ impl<T> Task<T> {
 }
 
 impl<T> Drop for Task<T> {
-    /// Takes along whom it has registered to hear of an early end, as [`Join`] does with its own.
+    // Takes along whom it has registered to hear of an early end, as the cell does with its own.
     fn drop(&mut self) {
         if let Some(timed) = self.meta().and_then(|meta| meta.timed.as_ref()) {
             drop(timed.early.take());
