@@ -354,6 +354,8 @@ impl<J: Job> Accepted<J> {
             error: error.to_string().into(),
             delay: after,
         });
+        // With the attempt goes what it was held to, and its timer.
+        self.running.limits = None;
         self.running.place = Whereabouts::Apart;
         // Counted apart before its permit is back: never as neither.
         self.running.lane.step_apart();
