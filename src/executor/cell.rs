@@ -350,9 +350,10 @@ impl<M: Metadata> MetaRef<M> {
     /// The metadata.
     #[inline]
     pub(crate) fn meta(&self) -> &M {
-        // SAFETY: `allocate` gives this to the cell's future only, and `Join` keeps one for itself. Both keep the cell alive and in
-        // place. The watch borrows the future's, under the lock of a slot that the future clears before it goes on. The
-        // metadata is never borrowed mutably before the cell is destroyed, after all of them.
+        // SAFETY: `allocate` gives this to the cell's future, and `meta_ref` to who has the runnable: while they are there, so is
+        // the task's own reference, and the cell with it. The watch borrows the future's, under a claim that the future waits
+        // for before it goes on (`shown`); the waker of a deadline has a reference of its own beside it (`watch`). The metadata
+        // is never borrowed mutably before the cell is destroyed, after all of them.
         unsafe { &self.0.as_ref().meta }
     }
 

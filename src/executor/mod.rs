@@ -428,7 +428,7 @@ fn start_thread(
 
 fn end_thread(shared: &'static Shared) {
     if shared.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
-        // ORDERING: pairs with the fence in `Shared::push_outside`, see there.
+        // ORDERING: pairs with the fence in `Shared::push_to`, see there.
         fence(Ordering::SeqCst);
         shared.drop_inboxes();
     }

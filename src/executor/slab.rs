@@ -132,10 +132,11 @@ impl Slabs {
             cell.write(Free { next: at.free });
             at.free = cell.as_ptr();
             at.cells += 1;
-            if at.cells == 1 {
+            let cells = at.cells;
+            if cells == 1 {
                 self.link(slab);
             }
-            if at.cells == self.cells_in_a_slab() {
+            if cells == self.cells_in_a_slab() {
                 self.unlink(slab);
                 std::alloc::dealloc(slab.as_ptr().cast(), LAYOUT);
             }

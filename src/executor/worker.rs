@@ -144,9 +144,9 @@ impl Local {
         let admitted = self.admitted.get().wrapping_add(1);
         self.admitted.set(admitted);
         let workers = self.shared.groups.general().end;
-        let others = workers - usize::from(self.index < workers);
-        let spreads = others > 0 && admitted.is_multiple_of(STAY);
-        spreads.then(|| (self.index + 1 + self.random() as usize % others) % workers)
+        // Not from a reserved worker, nor from a spare: elsewhere it might wait behind what they do not run.
+        let spreads = self.index < workers && workers > 1 && admitted.is_multiple_of(STAY);
+        spreads.then(|| (self.index + 1 + self.random() as usize % (workers - 1)) % workers)
     }
 
     #[inline]

@@ -58,11 +58,16 @@ impl Running {
         Self { task, id, lane, limits: None, attempt: 0, place, permit: Permit::Held, polls, waits, family }
     }
 
-    /// The next attempt begins. What the one before has submitted goes on.
+    /// The next attempt begins.
     pub(super) fn begin(&mut self) {
         self.attempt = self.attempt.saturating_add(1);
         self.permit = Permit::Held;
+    }
+
+    /// An attempt has ended, and another one may follow: what it has submitted goes on, and what it was held to is over.
+    pub(super) fn rest(&mut self) {
         self.family.take();
+        self.limits = None;
     }
 
     /// By when the command must have settled.

@@ -33,9 +33,11 @@ impl Lanes {
         Some(Found::More(more, at))
     }
 
-    /// In no order that means anything.
+    /// By name.
     pub(super) fn all(&self) -> Vec<Lane> {
-        self.first().chain(self.more.load().iter()).cloned().collect()
+        let mut lanes: Vec<_> = self.first().chain(self.more.load().iter()).cloned().collect();
+        lanes.sort_by(|a, b| a.id().cmp(b.id()));
+        lanes
     }
 
     pub(super) fn add(&self, lane: Lane) {
@@ -80,7 +82,7 @@ impl Deref for Found<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LaneNumber(u32);
 
-/// Written when a lane joins a queue and when it is gone; read when a command first waits for another one.
+/// Written when a lane's first command may have to wait, and when the lane is gone; read when a command first waits for another one.
 static LANES: RwLock<Slab<Weak<LaneCore>>> = RwLock::new(Slab::new());
 
 impl LaneNumber {

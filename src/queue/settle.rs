@@ -20,7 +20,7 @@ use crate::clock::{Tick, wall_now};
 use crate::error::{LaneError, Result};
 use crate::event::{CommandInfo, Transition};
 use crate::executor::life::End;
-use crate::executor::{Sleep, TaskRef, discard_panic, panic_message};
+use crate::executor::{Sleep, TaskRef, discard_panic, panic_message, within};
 use crate::id::CommandId;
 use crate::policy::retry::{FailedAttempt, Retry};
 
@@ -204,7 +204,9 @@ impl<J: Job> Accepted<J> {
         let begins = self.begin();
         let Self { job, running, .. } = self;
         // One that has ended is not asked for its future.
-        let (future, kind) = if begins { job.as_mut().map(Job::attempt) } else { None }.unzip();
+        let ambient = running.lane.ambient();
+        let attempt = |job| within(ambient, || Job::attempt(job));
+        let (future, kind) = if begins { job.as_mut().map(attempt) } else { None }.unzip();
         Attempt::new(future, kind, running)
     }
 
@@ -354,8 +356,7 @@ impl<J: Job> Accepted<J> {
             error: error.to_string().into(),
             delay: after,
         });
-        // With the attempt goes what it was held to, and its timer.
-        self.running.limits = None;
+        self.running.rest();
         self.running.place = Whereabouts::Apart;
         // Counted apart before its permit is back: never as neither.
         self.running.lane.step_apart();

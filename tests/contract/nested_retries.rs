@@ -1,12 +1,14 @@
 //! Nested submission where the awaited command comes into its line more than once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use corelane::{LaneConfig, LaneError, Result, RetryPolicy, SubmitOptions, TypedCommand};
+use corelane::{
+    CancelToken, Lane, LaneConfig, LaneError, Result, RetryPolicy, Stop, SubmitOptions, Ticket, TypedCommand, sleep,
+};
 
-use crate::support::{block_on, manager, on_workers};
+use crate::support::{HANG, block_on, eventually, manager, on_workers};
 
 /// Fails as often as it is told to.
 struct Flaky(Arc<AtomicUsize>);
@@ -58,5 +60,51 @@ fn a_command_from_outside_that_is_retried_gets_its_turn_when_it_is_awaited_at_ma
             });
             assert_eq!(block_on(parent.unwrap()).unwrap().unwrap(), "done");
         }
+    });
+}
+
+/// Of an attempt: its token, and a command that it has submitted.
+type Left = (CancelToken, Ticket<()>);
+
+/// Submits a command that takes a while, keeps its token, and fails.
+struct Leaves {
+    lane: Lane,
+    left: Arc<Mutex<Option<Left>>>,
+}
+
+impl TypedCommand for Leaves {
+    type Output = ();
+
+    async fn execute(&self) -> Result<()> {
+        let child = self.lane.submit_fn("child", || async { Ok(sleep(Duration::from_millis(60)).await) })?;
+        let token = CancelToken::current().expect("within a command");
+        *self.left.lock().unwrap() = Some((token, child));
+        Err(LaneError::CommandError("not yet".into()))
+    }
+
+    fn command_type(&self) -> &str {
+        "leaves"
+    }
+}
+
+#[test]
+fn what_an_attempt_that_returned_has_submitted_goes_on_although_its_command_ends_in_the_backoff() {
+    on_workers(|executor| {
+        let policy = RetryPolicy::fixed(5, Duration::from_secs(3600));
+        let config = LaneConfig::new(1, 2).with_retry_policy(policy);
+        let parents = manager(executor, &[("parents", config, 3)]);
+        let children = manager(executor, &[("children", LaneConfig::new(1, 2), 3)]);
+        let left = Arc::new(Mutex::new(None));
+        let parent = Leaves { lane: children.lane("children").unwrap(), left: Arc::clone(&left) };
+        let parent = parents.submit_typed("parents", parent).unwrap();
+        eventually("the first attempt", || left.lock().unwrap().is_some());
+        // It does not end within that: it is in its backoff, or about to be.
+        let report = block_on(parents.queue().stop(Stop::drain(Duration::from_millis(20)).then_cancel(HANG)));
+        assert_eq!(report.cancelled, 1);
+        let ended = block_on(parent).unwrap();
+        assert!(matches!(ended, Err(LaneError::Cancelled { started: true })), "{ended:?}");
+        let (token, child) = left.lock().unwrap().take().expect("it has run once");
+        block_on(child).unwrap().expect("nobody has given it up");
+        assert!(!token.is_cancelled());
     });
 }
