@@ -15,6 +15,7 @@ pub(crate) trait Ambient: Send + Sync {
 }
 
 /// Calls `code` within the context. A worker stays there afterwards: until it polls something that belongs elsewhere, or sleeps.
+/// So not from within the code of another context, on a worker: that would go on in this one.
 pub(crate) fn within<T>(ambient: Option<&dyn Ambient>, code: impl FnOnce() -> T) -> T {
     let stays = Local::with_any(|local| local.map(|local| local.stay_within(ambient)).is_some());
     let _entered = if stays { None } else { ambient.map(Ambient::enter) };

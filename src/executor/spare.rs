@@ -3,8 +3,8 @@
 //! A spare is a worker with a number after the others': it has queues of its own, takes tasks from others by priority, and
 //! sleeps by the same protocol, as long as it is on duty. The watch calls it and relieves it; it is started when first
 //! called. Off duty it searches for nothing, does not count as a sleeper, and leaves nothing behind: what is queued with it
-//! goes to the workers' inboxes. Only the watch puts tasks into its inbox, before it relieves it. Timers that its tasks set are set from outside. The waiting
-//! tasks that it knows of stay known (`waiting`), since those who wake them ask all workers.
+//! goes to the workers' inboxes. Only the watch puts tasks into its inbox, before it relieves it. Timers that its tasks set are
+//! set from outside. The waiting tasks that it knows of stay known (`waiting`), since those who wake them ask all workers.
 //!
 //! Never: a spare takes tasks that a worker is free to take, for longer than its poll and a look of the watch.
 

@@ -108,13 +108,19 @@ impl Running {
     }
 
     fn adopt(&self, child: Handle) {
-        self.with_family(|Family { children, .. }| {
+        let ended: Vec<_> = self.with_family(|Family { children, .. }| {
             // Those that have ended are swept when the list is about to grow.
-            if children.len() == children.capacity() {
-                children.retain(|child| child.meta().life.end().is_none());
-            }
+            let sweeps = children.len() == children.capacity();
+            let ended = if sweeps {
+                children.extract_if(.., |child| child.meta().life.end().is_some()).collect()
+            } else {
+                vec![]
+            };
             children.push(child);
+            ended
         });
+        // With a cell may go a waker, which is others' code.
+        drop(ended);
     }
 }
 

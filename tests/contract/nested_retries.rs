@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use corelane::{
-    CancelToken, Lane, LaneConfig, LaneError, Result, RetryPolicy, Stop, SubmitOptions, Ticket, TypedCommand, sleep,
+    CancelToken, Lane, LaneConfig, LaneError, Result, RetryPolicy, Stop, SubmitOptions, Ticket, TypedCommand,
 };
+use futures::channel::oneshot;
 
 use crate::support::{HANG, block_on, eventually, manager, on_workers};
 
@@ -63,10 +64,10 @@ fn a_command_from_outside_that_is_retried_gets_its_turn_when_it_is_awaited_at_ma
     });
 }
 
-/// Of an attempt: its token, and a command that it has submitted.
-type Left = (CancelToken, Ticket<()>);
+/// Of an attempt: its token, a command that it has submitted, and what lets that go on.
+type Left = (CancelToken, Ticket<()>, oneshot::Sender<()>);
 
-/// Submits a command that takes a while, keeps its token, and fails.
+/// Submits a command that waits to be let go, keeps its token, and fails.
 struct Leaves {
     lane: Lane,
     left: Arc<Mutex<Option<Left>>>,
@@ -76,9 +77,10 @@ impl TypedCommand for Leaves {
     type Output = ();
 
     async fn execute(&self) -> Result<()> {
-        let child = self.lane.submit_fn("child", || async { Ok(sleep(Duration::from_millis(60)).await) })?;
+        let (go, goes) = oneshot::channel();
+        let child = self.lane.submit_fn("child", || async { Ok(goes.await.expect("it is let go")) })?;
         let token = CancelToken::current().expect("within a command");
-        *self.left.lock().unwrap() = Some((token, child));
+        *self.left.lock().unwrap() = Some((token, child, go));
         Err(LaneError::CommandError("not yet".into()))
     }
 
@@ -103,8 +105,9 @@ fn what_an_attempt_that_returned_has_submitted_goes_on_although_its_command_ends
         assert_eq!(report.cancelled, 1);
         let ended = block_on(parent).unwrap();
         assert!(matches!(ended, Err(LaneError::Cancelled { started: true })), "{ended:?}");
-        let (token, child) = left.lock().unwrap().take().expect("it has run once");
-        block_on(child).unwrap().expect("nobody has given it up");
+        let (token, child, go) = left.lock().unwrap().take().expect("it has run once");
         assert!(!token.is_cancelled());
+        go.send(()).expect("nobody has given it up");
+        block_on(child).unwrap().unwrap();
     });
 }

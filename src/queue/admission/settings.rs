@@ -7,6 +7,7 @@ use super::LaneCore;
 use crate::error::{ConfigErrors, Result};
 use crate::limit::rate::RateLimiter;
 use crate::policy::boost::PriorityBooster;
+use crate::policy::retry::RetryPolicy;
 use crate::queue::config::LaneConfig;
 
 /// A lane's settings, made ready for use.
@@ -36,14 +37,14 @@ impl Settings {
         Self { config, limiter, booster, uncommon }
     }
 
-    /// As [`Settings::new`]; equal ones that nothing changes are kept once. Most lanes are like others, and there may be ten
+    /// As [`Settings::new`]; equal ones without a state of their own (a limiter, a budget) are kept once. Most lanes are like others, and there may be ten
     /// thousand queues.
     pub(super) fn shared(config: LaneConfig) -> Arc<Self> {
         /// Kinds of lanes that a process is expected to have at most.
         const KINDS: usize = 64;
         static KEPT: Mutex<Vec<Weak<Settings>>> = Mutex::new(Vec::new());
         let settings = Self::new(config);
-        if !settings.is_plain() {
+        if !settings.is_plain() || settings.config.retry_policy != RetryPolicy::none() {
             return Arc::new(settings);
         }
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
