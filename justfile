@@ -25,6 +25,14 @@ test-v:
 test-one TEST:
     cargo test {{TEST}}
 
+# The store under faults, crashes and flipped bits, much deeper than in `just test`
+faults-deep:
+    CORELANE_DEEP=1 cargo test --release --lib redb::faults -- --nocapture
+
+# Kill cycles on a durable queue: `just torture`, or with another number; the seed of a run is printed
+torture CYCLES="2000":
+    CORELANE_TORTURE_CYCLES={{CYCLES}} cargo test --test torture
+
 # The contract without the tokio shim
 test-no-default:
     cargo test --no-default-features --lib --test contract
@@ -69,6 +77,10 @@ compare-test:
 # The quickstart on a folder
 quickstart *ARGS:
     cargo run --release --example quickstart -- {{ARGS}}
+
+# Files of this format version, for tests of later ones: once per version
+golden:
+    cargo test --test contract golden::store::write_the_files_of_this_version -- --ignored --exact
 
 # Format
 fmt:

@@ -117,11 +117,13 @@ fn bit(end: End) -> u8 {
         End::Cancelled => 8,
         End::Expired => 16,
         End::Shed => 32,
+        End::Stopped => 8 | 32,
     }
 }
 
 fn ended(state: u8) -> Option<End> {
-    [End::Done, End::Cancelled, End::Expired, End::Shed].into_iter().find(|end| state & bit(*end) != 0)
+    let ends = [End::Done, End::Cancelled, End::Expired, End::Shed, End::Stopped];
+    ends.into_iter().find(|end| state & TERMINAL == bit(*end))
 }
 
 fn looked(before: u8) -> Ended {

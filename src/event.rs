@@ -55,6 +55,14 @@ pub mod events {
     pub const QUEUE_COMMAND_SHED: &str = "queue.command.shed";
     /// A command was given up and is kept as a dead letter. Also field `attempts`.
     pub const QUEUE_COMMAND_DEAD_LETTERED: &str = "queue.command.dead_lettered";
+    /// A stored command can not be made again, and stays stored. Also field `reason`.
+    pub const QUEUE_COMMAND_PARKED: &str = "queue.command.parked";
+    /// Stored commands were taken over from the process before. Fields: `recovered`, `parked`, `dead_lettered`, `suspects`.
+    pub const QUEUE_RECOVERED: &str = "queue.recovered";
+    /// The store has failed or is full. Field: `error`.
+    pub const QUEUE_STORAGE_FAILED: &str = "queue.storage.failed";
+    /// The store works again.
+    pub const QUEUE_STORAGE_RECOVERED: &str = "queue.storage.recovered";
     /// A dead letter was dropped to make room for another one.
     pub const QUEUE_DEAD_LETTER_EVICTED: &str = "queue.dead_letter.evicted";
     /// The queue accepts no more commands.
@@ -219,6 +227,31 @@ pub enum Transition {
         /// Which.
         lane_id: Arc<str>,
     },
+    /// A stored command can not be made again, and stays stored.
+    Parked {
+        /// Which.
+        command: CommandInfo,
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// Stored commands were taken over from the process before; told when the queue starts.
+    Recovered {
+        /// Commands that stand in their lanes again.
+        recovered: u64,
+        /// Commands that stay stored.
+        parked: u64,
+        /// Commands that were given up: they had killed their process too often, or could not be read.
+        dead_lettered: u64,
+        /// Of those recovered: commands that run alone first, since they may kill the process.
+        suspects: u64,
+    },
+    /// The store has failed or is full.
+    StorageFailed {
+        /// What it said.
+        error: Arc<str>,
+    },
+    /// The store works again.
+    StorageRecovered,
     /// The queue accepts no more commands.
     ShutdownStarted,
     /// Every accepted command has settled after that.
@@ -244,6 +277,10 @@ impl Transition {
             Self::Shed(_) => events::QUEUE_COMMAND_SHED,
             Self::DeadLettered { .. } => events::QUEUE_COMMAND_DEAD_LETTERED,
             Self::DeadLetterEvicted { .. } => events::QUEUE_DEAD_LETTER_EVICTED,
+            Self::Parked { .. } => events::QUEUE_COMMAND_PARKED,
+            Self::Recovered { .. } => events::QUEUE_RECOVERED,
+            Self::StorageFailed { .. } => events::QUEUE_STORAGE_FAILED,
+            Self::StorageRecovered => events::QUEUE_STORAGE_RECOVERED,
             Self::Pressure { .. } => events::QUEUE_LANE_PRESSURE,
             Self::Idle { .. } => events::QUEUE_LANE_IDLE,
             Self::ShutdownStarted => events::QUEUE_SHUTDOWN_STARTED,
@@ -288,7 +325,15 @@ impl Transition {
                 [command(info), vec![("error", json!(error)), ("timeout_ms", json!(timeout_ms))]].concat()
             }
             Self::Pressure { lane_id } | Self::Idle { lane_id } => vec![("lane_id", json!(&**lane_id))],
-            Self::ShutdownStarted | Self::ShutdownComplete => return EventPayload::Empty,
+            Self::Parked { command: info, reason } => [command(info), vec![("reason", json!(&**reason))]].concat(),
+            Self::Recovered { recovered, parked, dead_lettered, suspects } => vec![
+                ("recovered", json!(recovered)),
+                ("parked", json!(parked)),
+                ("dead_lettered", json!(dead_lettered)),
+                ("suspects", json!(suspects)),
+            ],
+            Self::StorageFailed { error } => vec![("error", json!(&**error))],
+            Self::StorageRecovered | Self::ShutdownStarted | Self::ShutdownComplete => return EventPayload::Empty,
             Self::Lagged(missed) => vec![("missed", json!(missed))],
         };
         EventPayload::Map(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())

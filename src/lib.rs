@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+#[doc = include_str!("../docs/guarantees.md")]
+pub mod guarantees {}
+
 mod adapters;
 mod clock;
 mod error;
@@ -11,13 +14,18 @@ mod monitor;
 mod policy;
 mod queue;
 mod simulation;
+mod storage;
 mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[cfg(all(test, corelane_loom))]
 #[path = "../loom-tests/mod.rs"]
 mod loom_tests;
 
-pub use error::{ConfigErrors, ConfigProblem, LaneError, Result};
+#[cfg(feature = "redb")]
+pub use adapters::redb::{LocalStorage, LocalStorageBuilder};
+pub use error::{ConfigErrors, ConfigProblem, LaneError, Result, StorageError};
 pub use event::{
     CommandInfo, EventEmitter, EventKey, EventPayload, EventReceiver, EventStream, EventsClosed, LaneEvent, Transition,
     events,
@@ -35,12 +43,16 @@ pub use policy::boost::{PriorityBoostConfig, PriorityBooster};
 pub use policy::retry::{FailedAttempt, Jitter, Retry, RetryBudget, RetryPolicy, RetryStrategy};
 pub use queue::{
     Acquire, AttemptError, CancelToken, Command, CommandContext, CommandQueue, DeadLetter, DeadLetterQueue,
-    DeadLetterReason, DrainReport, JsonCommand, JsonSubmission, Key, Lane, LaneConfig, LaneId, LaneStatus, Overflow,
-    Permit, Priority, PriorityItem, PriorityQueue, QueueManager, QueueManagerBuilder, QueueStats, Rejected,
-    RequeueReport, Stop, StopReport, SubmitOptions, Ticket, TicketError, TypedCommand, is_cancelled, lane_ids,
-    priorities,
+    DeadLetterReason, DrainReport, DurableCommand, JsonCommand, JsonSubmission, Key, Lane, LaneConfig, LaneId,
+    LaneStatus, OnStorageFailure, Overflow, ParkReason, Parked, Permit, Priority, PriorityItem, PriorityQueue,
+    QueueManager, QueueManagerBuilder, QueueStats, RecoveryReport, Rejected, RequeueReport, Stop, StopReport,
+    SubmitOptions, Ticket, TicketError, TypedCommand, is_cancelled, lane_ids, priorities,
 };
 pub use simulation::Simulation;
+pub use storage::{
+    Change, Durability, MemoryStorage, Recovery, StartMark, Storage, StorageCapabilities, StorageHealth, StoredCommand,
+    StoredCommandId, StoredDeadLetter, StoredResult, StoredTerms,
+};
 
 /// What surrounds the polls of a queue made here and now: the one place that knows which adapters there are.
 fn ambient() -> Option<std::sync::Arc<dyn executor::Ambient>> {

@@ -21,8 +21,10 @@ const DONE: u8 = 1 << 2;
 const CANCELLED: u8 = 1 << 3;
 /// Terminal: the deadline passed, while it was queued or in a poll.
 const EXPIRED: u8 = 1 << 4;
-/// Terminal: dropped by its lane, which is full, or given back by a lane that stops.
+/// Terminal: dropped by its lane, which is full.
 const SHED: u8 = 1 << 5;
+/// Terminal: ended because its queue stops, not because anybody wanted it to end. Set in one step.
+const STOPPED: u8 = CANCELLED | SHED;
 /// Waits to be admitted.
 const QUEUED: u8 = 1 << 6;
 /// Holds one of the places of its key. Set by who admits it.
@@ -37,6 +39,8 @@ pub(crate) enum End {
     Cancelled,
     Expired,
     Shed,
+    /// Its queue stops.
+    Stopped,
 }
 
 impl End {
@@ -47,6 +51,7 @@ impl End {
             Self::Cancelled => CANCELLED,
             Self::Expired => EXPIRED,
             Self::Shed => SHED,
+            Self::Stopped => STOPPED,
         }
     }
 }
@@ -194,6 +199,7 @@ fn ended(state: u8) -> Option<End> {
         DONE => Some(End::Done),
         CANCELLED => Some(End::Cancelled),
         EXPIRED => Some(End::Expired),
+        STOPPED => Some(End::Stopped),
         _ => Some(End::Shed),
     }
 }

@@ -42,8 +42,10 @@ const IDLE_WANTED: u64 = 1 << 60;
 const THROTTLED: u64 = 1 << 61;
 /// Permits are lent, or wanted by commands that others wait for.
 const NESTED: u64 = 1 << 62;
+/// Held by the store: it has failed, or a command is on trial. Nothing is admitted.
+const STORE: u64 = 1 << 63;
 
-const HELD: u64 = UNSTARTED | PAUSED;
+const HELD: u64 = UNSTARTED | PAUSED | STORE;
 /// With any of these, no waiting command is admitted.
 const STOPPED: u64 = HELD | THROTTLED;
 
@@ -108,6 +110,7 @@ pub(crate) enum Verdict {
 pub(crate) enum Hold {
     Unstarted,
     Paused,
+    Store,
 }
 
 impl Hold {
@@ -115,6 +118,7 @@ impl Hold {
         match self {
             Self::Unstarted => UNSTARTED,
             Self::Paused => PAUSED,
+            Self::Store => STORE,
         }
     }
 }
@@ -443,6 +447,16 @@ impl Gate {
             seat.pool.take_anyway();
         }
         true
+    }
+
+    /// Takes a permit whatever the gate says.
+    pub(crate) fn take_anyway(&self) {
+        let before = self.word.fetch_add(RUNNING, Ordering::AcqRel);
+        if let Some(seat) = self.seat.get()
+            && running(before) >= seat.min
+        {
+            seat.pool.take_anyway();
+        }
     }
 
     /// Takes a permit if one is free and nobody waits for it. The caller pumps the lanes of a shared limit if not.

@@ -138,7 +138,7 @@ impl<'a, F, K> Attempt<'a, F, K> {
             // Not late, but out of time all the same.
             let cancelling = lane.is_cancelling();
             if cancelling {
-                let _ended = task.meta().life.try_end(End::Cancelled);
+                let _ended = task.meta().life.try_end(End::Stopped);
             }
             return cancelling;
         };
@@ -168,7 +168,7 @@ impl<'a, F, K> Attempt<'a, F, K> {
         };
         if up && drained < deadline {
             // Cancelled by the queue, not late.
-            let _ended = task.meta().life.try_end(End::Cancelled);
+            let _ended = task.meta().life.try_end(End::Stopped);
         }
         up
     }
@@ -181,7 +181,7 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
         let task = self.running.task;
         let life = &task.meta().life;
         if self.running.lane.is_cancelling() {
-            let _ended = life.try_end(End::Cancelled);
+            let _ended = life.try_end(End::Stopped);
         }
         let mut ran = Ok(());
         if life.end().is_none() && self.as_mut().has_permit() {
@@ -209,13 +209,14 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
             }
             if ran.is_ok() && running.waits() && running.lane.park(task) {
                 running.permit = Permit::Parked;
+                running.end_trial();
             }
         }
         let outcome = match ran {
             Err(message) => Outcome::Panicked(message),
             Ok(()) if life.end().is_some() => Outcome::Stopped,
             Ok(()) if self.as_mut().time_is_up(cx) => match life.end() {
-                Some(End::Cancelled) => Outcome::Stopped,
+                Some(End::Cancelled | End::Stopped) => Outcome::Stopped,
                 _ => Outcome::TimedOut,
             },
             Ok(()) => return Poll::Pending,

@@ -1,20 +1,24 @@
 //! Builds a queue from settings, checking all of them.
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::admission::SharedPool;
+use super::command::Command;
 use super::command_queue::CommandQueue;
 use super::config::LaneConfig;
 use super::dead_letter::DeadLetterQueue;
+use super::durable::{CrashLimit, DurableCommand, Registry, Store, Window, recover};
 use super::lane::Lane;
 use super::manager::QueueManager;
 use super::{LaneId, Priority, lane_ids, priorities};
-use crate::error::Result;
+use crate::error::{ConfigErrors, Result};
 use crate::event::EventEmitter;
 use crate::executor::Executor;
+use crate::storage::{CRASHES_KEPT, Storage};
 
 /// Configures a [`QueueManager`].
-#[derive(Debug)]
 #[must_use]
 pub struct QueueManagerBuilder {
     events: EventEmitter,
@@ -23,6 +27,11 @@ pub struct QueueManagerBuilder {
     executor: Option<Executor>,
     dead_letters: Option<DeadLetterQueue>,
     max_in_flight: Option<usize>,
+    storage: Option<Arc<dyn Storage>>,
+    registry: Registry,
+    recovers: bool,
+    crash_limit: CrashLimit,
+    window: Window,
 }
 
 impl QueueManagerBuilder {
@@ -35,6 +44,11 @@ impl QueueManagerBuilder {
             executor: None,
             dead_letters: None,
             max_in_flight: None,
+            storage: None,
+            registry: Registry::default(),
+            recovers: true,
+            crash_limit: CrashLimit::default(),
+            window: Window::default(),
         }
     }
 
@@ -81,21 +95,116 @@ impl QueueManagerBuilder {
         self
     }
 
-    /// Builds the queue. Commands may be submitted at once; they run after [`QueueManager::start`]. Async as in a3s-lane;
-    /// never waits. Where the feature `tokio` is on, commands see the tokio runtime that is current here.
+    /// Stores commands: lanes are durable then, unless [their settings](LaneConfig::with_durability) say otherwise. What the
+    /// store has from the process before is taken over by [`QueueManagerBuilder::build`].
+    ///
+    /// One queue to a store.
+    pub fn with_storage(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.storage = Some(storage);
+        self
+    }
+
+    /// Says how stored commands of type `C` are made again.
+    pub fn with_durable<C: DurableCommand>(mut self) -> Self {
+        self.registry.add_durable::<C>();
+        self
+    }
+
+    /// Says how stored commands of a type are made again: boxed ones, from their [`Command::payload`]. The first argument is
+    /// [`StoredCommand::payload_version`](crate::StoredCommand), which is 1 for these.
+    ///
+    /// An error sends the command to the dead letters.
+    pub fn with_constructor(
+        mut self,
+        command_type: impl Into<String>,
+        make: impl Fn(u32, serde_json::Value) -> Result<Box<dyn Command>> + Send + Sync + 'static,
+    ) -> Self {
+        self.registry.add_boxed(command_type.into(), make);
+        self
+    }
+
+    /// Whether stored commands run again. With false they stay stored and are [reported](QueueManager::recovery). Default:
+    /// true.
+    pub fn with_recovery(mut self, recovers: bool) -> Self {
+        self.recovers = recovers;
+        self
+    }
+
+    /// Gives a stored command up when it was running at `crashes` unclean ends of the process `within` this time. One end
+    /// before that, it runs alone first, so that nobody else is given up for what it does. At least 2. Default: 3 within 72
+    /// hours.
+    pub fn with_crash_limit(mut self, crashes: u32, within: Duration) -> Self {
+        self.crash_limit = CrashLimit { crashes, within };
+        self
+    }
+
+    /// How long [idempotency keys](crate::SubmitOptions::idempotency_key) are remembered after their commands have ended well,
+    /// and how many. When there are as many, submissions with new keys are refused: none is forgotten before its time. Default:
+    /// 24 hours, 1,000,000 keys.
+    pub fn with_idempotency_window(mut self, time: Duration, keys: usize) -> Self {
+        self.window = Window { time, keys };
+        self
+    }
+
+    /// Builds the queue. Commands may be submitted at once; they run after [`QueueManager::start`]. Waits only for
+    /// [a store](QueueManagerBuilder::with_storage), of which it takes over what the process before has left: that stands in its
+    /// lanes before anything new. Where the feature `tokio` is on, commands see the tokio runtime that is current here.
     ///
     /// # Errors
     ///
-    /// [`LaneError::ConfigError`](crate::LaneError::ConfigError) with every problem found.
+    /// [`LaneError::ConfigError`](crate::LaneError::ConfigError) with every problem found;
+    /// [`LaneError::Storage`](crate::LaneError::Storage) if the store can not be read.
     pub async fn build(self) -> Result<QueueManager> {
+        let mut errors = ConfigErrors::default();
+        check_store(&self, &mut errors);
         let executor = self.executor.unwrap_or_else(|| Executor::global().clone());
         let pool = self.max_in_flight.map(|limit| Arc::new(SharedPool::new(limit)));
-        let queue = CommandQueue::on(executor, self.events, self.dead_letters, pool);
+        let (events, registry) = (self.events.clone(), self.registry);
+        let store = self.storage.map(|storage| Store::new(storage, registry, self.window, executor.clone(), events));
+        let queue = CommandQueue::on(executor, self.events, self.dead_letters, pool, store.clone());
         let given = self.lanes;
         let defaults = self.defaults.into_iter().filter(|(id, ..)| !given.iter().any(|(other, ..)| other == id));
         let defaults = defaults.map(|(id, config, priority)| Lane::new(id, config, priority)).collect::<Vec<_>>();
         let given = given.iter().map(|(id, config, priority)| Lane::new(id.as_str(), config.clone(), *priority));
-        queue.register(defaults.into_iter().chain(given).collect())?;
+        queue.register_checked(defaults.into_iter().chain(given).collect(), errors)?;
+        if let Some(store) = store {
+            recover(&queue, &store, self.crash_limit, self.recovers).await?;
+        }
         Ok(QueueManager::new(Arc::new(queue)))
+    }
+}
+
+/// What only makes sense with a store, and what does not.
+fn check_store(builder: &QueueManagerBuilder, errors: &mut ConfigErrors) {
+    for double in builder.registry.doubles() {
+        let hint = "is registered twice: give each command type one constructor";
+        errors.push(format!("commands[{double:?}]"), double, hint);
+    }
+    if builder.storage.is_none() && !builder.registry.is_empty() {
+        let hint = "commands are made again from a store: give the builder one, with_storage(..)";
+        errors.push("storage", "none", hint);
+    }
+    let CrashLimit { crashes, within } = builder.crash_limit;
+    if crashes < 2 {
+        let hint = "use at least 2: with 1, everything that runs when the process dies would be given up";
+        errors.push("crash_limit.crashes", crashes, hint);
+    }
+    if crashes as usize > CRASHES_KEPT {
+        errors.push("crash_limit.crashes", crashes, format!("use at most {CRASHES_KEPT}: that many are remembered"));
+    }
+    if within.is_zero() {
+        errors.push("crash_limit.within", within, "use more than zero: nothing would ever count");
+    }
+    if builder.window.keys == 0 {
+        errors.push("idempotency_window.keys", 0, "use at least 1: no submission with a key would be accepted");
+    }
+}
+
+impl fmt::Debug for QueueManagerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueManagerBuilder")
+            .field("lanes", &self.lanes)
+            .field("durable", &self.registry)
+            .finish_non_exhaustive()
     }
 }

@@ -103,6 +103,29 @@ pub(crate) trait Job: Send + 'static {
 
     fn payload(&self) -> Option<serde_json::Value>;
 
+    /// It is made to be stored, and refused where that can not be done.
+    const IS_DATA: bool = false;
+
+    /// As [`Job::payload`], for a store: an error if there is one that can not be written.
+    fn encode(&self) -> Result<Option<serde_json::Value>> {
+        Ok(self.payload())
+    }
+
+    /// The version of what [`Job::encode`] gives.
+    fn payload_version(&self) -> u32 {
+        1
+    }
+
+    /// A result as data, for others that wait for it; none if it is not data.
+    fn to_json(_output: &Self::Output) -> Option<serde_json::Value> {
+        None
+    }
+
+    /// The result of data from [`Job::to_json`].
+    fn from_json(_value: serde_json::Value) -> Option<Self::Output> {
+        None
+    }
+
     /// Whether it can be tried again after it has failed.
     fn can_run_again(&self) -> bool {
         true
@@ -143,6 +166,14 @@ impl Job for Boxed {
     fn size(&self) -> usize {
         size_of::<Self>() + size_of_val(&*self.0)
     }
+
+    fn to_json(output: &serde_json::Value) -> Option<serde_json::Value> {
+        Some(output.clone())
+    }
+
+    fn from_json(value: serde_json::Value) -> Option<serde_json::Value> {
+        Some(value)
+    }
 }
 
 /// A boxed command that a dead letter has kept.
@@ -171,6 +202,14 @@ impl Job for Arc<dyn Command> {
     fn size(&self) -> usize {
         size_of::<Self>() + size_of_val(&**self)
     }
+
+    fn to_json(output: &serde_json::Value) -> Option<serde_json::Value> {
+        Some(output.clone())
+    }
+
+    fn from_json(value: serde_json::Value) -> Option<serde_json::Value> {
+        Some(value)
+    }
 }
 
 /// A job of which each submission is a cheap copy.
@@ -178,13 +217,24 @@ struct Kept<J>(J);
 
 impl<J: Job + Clone + Sync> Replay for Kept<J> {
     fn submit(self: Arc<Self>, queue: &CommandQueue, letter: &DeadLetter) -> Result<()> {
-        let mut options = SubmitOptions::new().replayed(letter.replays.saturating_add(1));
-        for tag in &letter.tags {
-            options = options.tag(tag.as_str());
-        }
-        queue.accept(&letter.lane_id, self.0.clone(), Some(options))?.detach();
+        queue.accept(&letter.lane_id, self.0.clone(), Some(replay_options(letter, queue)))?.detach();
         Ok(())
     }
+}
+
+/// What submits a job again from a dead letter.
+pub(super) fn kept<J: Job + Clone + Sync>(job: J) -> Arc<dyn Replay> {
+    Arc::new(Kept(job))
+}
+
+/// How the command of a letter is submitted again: as the same command.
+pub(super) fn replay_options(letter: &DeadLetter, queue: &CommandQueue) -> SubmitOptions {
+    let is_stored = queue.has_stored(letter);
+    let mut options = SubmitOptions::new().replayed(letter.command_id, letter.replays.saturating_add(1), is_stored);
+    for tag in &letter.tags {
+        options = options.tag(tag.as_str());
+    }
+    options
 }
 
 /// A [`TypedCommand`] as a job.

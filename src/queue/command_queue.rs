@@ -13,8 +13,9 @@ use event_listener::Event;
 use super::LaneId;
 use super::admission::{LaneContext, SharedPool};
 use super::command::{Boxed, Command, Job, Once, Typed, TypedCommand};
-use super::config::LaneConfig;
+use super::config::{LaneConfig, OnStorageFailure};
 use super::dead_letter::{DeadLetter, DeadLetterQueue};
+use super::durable::{DurableCommand, RecoveryReport, Registry, Store, StoreState, Window};
 use super::lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 use super::lanes::Lanes;
 use super::options::SubmitOptions;
@@ -24,6 +25,7 @@ use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{EventEmitter, EventStream, LaneEvent, Transition};
 use crate::executor::{Closing, Executor};
 use crate::id::CommandId;
+use crate::storage::{Storage, StorageHealth};
 
 const STARTED: u8 = 1;
 const SHUTTING_DOWN: u8 = 1 << 1;
@@ -44,6 +46,7 @@ pub struct CommandQueue {
 pub(super) struct QueueCore {
     lanes: Lanes,
     registering: Mutex<()>,
+    holding: Mutex<()>,
     context: LaneContext,
     state: AtomicU8,
     idle: Event,
@@ -78,13 +81,13 @@ impl CommandQueue {
     /// An empty queue on the global executor, and on the tokio runtime that is current (feature `tokio`).
     #[must_use]
     pub fn new(events: EventEmitter) -> Self {
-        Self::on(Executor::global().clone(), events, None, None)
+        Self::on(Executor::global().clone(), events, None, None, None)
     }
 
     /// As [`CommandQueue::new`], keeping commands that are given up as dead letters: in `letters`, or in a queue of that size.
     #[must_use]
     pub fn with_dlq(events: EventEmitter, letters: impl Into<DeadLetterQueue>) -> Self {
-        Self::on(Executor::global().clone(), events, Some(letters.into()), None)
+        Self::on(Executor::global().clone(), events, Some(letters.into()), None, None)
     }
 
     pub(super) fn on(
@@ -92,6 +95,7 @@ impl CommandQueue {
         events: EventEmitter,
         dead_letters: Option<DeadLetterQueue>,
         pool: Option<Arc<SharedPool>>,
+        store: Option<Arc<Store>>,
     ) -> Self {
         let core = Arc::new_cyclic(|queue: &Weak<QueueCore>| {
             let ambient = crate::ambient();
@@ -99,15 +103,42 @@ impl CommandQueue {
             QueueCore {
                 lanes: Lanes::default(),
                 registering: Mutex::new(()),
-                context: LaneContext { executor, events, ambient, dead_letters, pool, queue },
+                holding: Mutex::new(()),
+                context: LaneContext { executor, events, ambient, dead_letters, pool, queue, store },
                 state: AtomicU8::new(0),
                 idle: Event::new(),
                 given_back: Mutex::default(),
             }
         });
         let holder: Weak<QueueCore> = Arc::downgrade(&core);
+        if let Some(store) = &core.context.store {
+            store.belongs_to(Weak::clone(&holder));
+        }
         core.context.executor.shared().tell_when_closed(holder);
         Self { core }
+    }
+
+    /// As [`CommandQueue::new`], with lanes that store their commands. What is in the store stays there: only
+    /// [`QueueManagerBuilder`](crate::QueueManagerBuilder) takes it over.
+    #[must_use]
+    pub fn with_storage(events: EventEmitter, storage: Arc<dyn Storage>) -> Self {
+        Self::stored(events, storage, None)
+    }
+
+    /// [`CommandQueue::with_dlq`] and [`CommandQueue::with_storage`].
+    #[must_use]
+    pub fn with_dlq_and_storage(
+        events: EventEmitter,
+        letters: impl Into<DeadLetterQueue>,
+        storage: Arc<dyn Storage>,
+    ) -> Self {
+        Self::stored(events, storage, Some(letters.into()))
+    }
+
+    fn stored(events: EventEmitter, storage: Arc<dyn Storage>, letters: Option<DeadLetterQueue>) -> Self {
+        let executor = Executor::global().clone();
+        let store = Store::new(storage, Registry::default(), Window::default(), executor.clone(), events.clone());
+        Self::on(executor, events, letters, None, Some(store))
     }
 
     /// Adds a lane, also while the queue runs. Async as in a3s-lane; never waits.
@@ -125,12 +156,12 @@ impl CommandQueue {
             errors.push(format!("lanes[{:?}]", lane.id()), lane.id(), hint);
             errors.into_result()?;
         }
-        self.core.register(vec![Arc::unwrap_or_clone(lane)])
+        self.core.register(vec![Arc::unwrap_or_clone(lane)], ConfigErrors::default())
     }
 
-    /// Adds all lanes or none.
-    pub(super) fn register(&self, new: Vec<Lane>) -> Result<()> {
-        self.core.register(new)
+    /// Adds all lanes or none; none if there are errors already, which are told with those of the lanes.
+    pub(super) fn register_checked(&self, new: Vec<Lane>, errors: ConfigErrors) -> Result<()> {
+        self.core.register(new, errors)
     }
 
     /// The lane of this id.
@@ -155,14 +186,54 @@ impl CommandQueue {
     /// [`LaneError::LaneNotFound`], [`LaneError::ShutdownInProgress`], or [`LaneError::LaneFull`].
     /// [`CommandQueue::try_submit`] also hands the command back.
     pub async fn submit(&self, lane_id: &str, command: Box<dyn Command>) -> Result<Ticket<serde_json::Value>> {
-        match self.try_submit(lane_id, command) {
-            Ok(ticket) => Ok(ticket),
-            // It may be a lane in which that means to wait.
-            Err(Rejected { error: LaneError::LaneFull { .. }, command }) => {
-                let lane = self.core.with_lane(lane_id, Lane::clone)?;
-                Ok(lane.submit(command).await?)
-            }
-            Err(rejected) => Err(rejected.error),
+        let (lane, command) = {
+            let Some(lane) = self.core.lanes.find(lane_id) else {
+                return Err(LaneError::LaneNotFound(lane_id.to_owned()));
+            };
+            let command = match lane.is_durable() {
+                true => command,
+                false => match lane.accept(Boxed(command), None) {
+                    Ok(ticket) => return Ok(ticket),
+                    // It may be a lane in which that means to wait.
+                    Err(Rejected { error: LaneError::LaneFull { .. }, command: Boxed(command) }) => command,
+                    Err(rejected) => return Err(rejected.error),
+                },
+            };
+            (Lane::clone(&lane), command)
+        };
+        Ok(lane.submit(command).await?)
+    }
+
+    /// Accepts a command that is data into a durable lane: returns once it is as durable as the lane says, or hands it back.
+    ///
+    /// Dropped before that, the submission has not happened; a crash just then may let the command run all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_with`], [`LaneError::NotDurable`] if its type is not
+    /// [registered](crate::QueueManagerBuilder::with_durable) or the lane is in memory, and [`LaneError::Storage`].
+    pub async fn submit_durable<C: DurableCommand>(
+        &self,
+        lane_id: &str,
+        command: C,
+    ) -> Result<Ticket<C::Output>, Rejected<C>> {
+        self.submit_durable_with(lane_id, command, SubmitOptions::new()).await
+    }
+
+    /// [`CommandQueue::submit_durable`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_durable`], and [`LaneError::IdempotencyConflict`].
+    pub async fn submit_durable_with<C: DurableCommand>(
+        &self,
+        lane_id: &str,
+        command: C,
+        options: SubmitOptions,
+    ) -> Result<Ticket<C::Output>, Rejected<C>> {
+        match self.core.with_lane(lane_id, Lane::clone) {
+            Ok(lane) => lane.submit_durable_with(command, options).await,
+            Err(error) => Err(Rejected { error, command }),
         }
     }
 
@@ -288,7 +359,7 @@ impl CommandQueue {
     pub fn requeue_dead_letters(&self, wanted: impl FnMut(&DeadLetter) -> bool) -> RequeueReport {
         let mut report = RequeueReport::default();
         let Some(letters) = self.dlq() else { return report };
-        for letter in letters.take_where(wanted) {
+        for letter in letters.take_out(wanted) {
             let id = letter.command_id;
             let submitted = match letter.replay.clone() {
                 Some(replay) => replay.submit(self, &letter),
@@ -297,14 +368,52 @@ impl CommandQueue {
                 )),
             };
             match submitted {
-                Ok(()) => report.requeued += 1,
+                Ok(()) => {
+                    report.requeued += 1;
+                    // Of one that a durable lane has now, the store knows that it is not a letter any more.
+                    if !self.lane(&letter.lane_id).is_some_and(|lane| lane.is_durable()) {
+                        letters.gone([&letter]);
+                    }
+                }
                 Err(error) => {
-                    letters.put_back(letter);
+                    letters.put_in(letter);
                     report.refused.push((id, error));
                 }
             }
         }
         report
+    }
+
+    /// What was taken over from the store when the queue was built; none without a store.
+    #[must_use]
+    pub fn recovery(&self) -> Option<&RecoveryReport> {
+        self.core.context.store.as_ref()?.report()
+    }
+
+    /// The queue's store; none without one.
+    #[must_use]
+    pub fn storage(&self) -> Option<&Arc<dyn Storage>> {
+        self.core.context.store.as_ref().map(|store| store.storage())
+    }
+
+    /// How the queue's store does; none without one.
+    #[must_use]
+    pub fn storage_health(&self) -> Option<StorageHealth> {
+        self.core.context.store.as_ref().map(|store| store.health())
+    }
+
+    /// Whether a letter is in this queue's store.
+    pub(super) fn has_stored(&self, letter: &DeadLetter) -> bool {
+        let store = self.core.context.store.as_ref();
+        letter.stored.as_ref().zip(store).is_some_and(|(stored, store)| stored.is_in(&Arc::downgrade(store)))
+    }
+
+    pub(super) fn lanes(&self) -> Vec<Lane> {
+        self.core.lanes.all()
+    }
+
+    pub(super) fn events(&self) -> &EventEmitter {
+        &self.core.context.events
     }
 
     /// Accepts no more commands. Those accepted run on; [`CommandQueue::drain`] waits for them. Idempotent.
@@ -324,7 +433,8 @@ impl CommandQueue {
     ///
     /// # Errors
     ///
-    /// [`LaneError::DrainTimeout`] with what is left, at the limit. Nothing was cancelled.
+    /// [`LaneError::DrainTimeout`] with what is left, at the limit: nothing was cancelled. [`LaneError::Storage`] if the queue's
+    /// store does not have all ends: what it lacks may run again.
     pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
         self.core.drain(limit).await
     }
@@ -368,15 +478,14 @@ pub struct RequeueReport {
 
 impl QueueCore {
     /// Adds all lanes or none.
-    fn register(&self, new: Vec<Lane>) -> Result<()> {
+    fn register(&self, new: Vec<Lane>, mut errors: ConfigErrors) -> Result<()> {
         // Nothing panics under this lock.
         let _one_at_a_time = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_shutting_down() {
             return Err(LaneError::ShutdownInProgress);
         }
-        let mut errors = ConfigErrors::default();
         for (i, lane) in new.iter().enumerate() {
-            lane.check(&mut errors);
+            lane.check(self.context.store.is_some(), &mut errors);
             let id = lane.id();
             if self.lanes.find(id).is_some() || new[..i].iter().any(|other| other.id() == id) {
                 errors.push(format!("lanes[{id:?}].id"), id, "is taken: give each lane a name of its own");
@@ -397,6 +506,9 @@ impl QueueCore {
         }
         errors.into_result()?;
         new.iter().cloned().for_each(|lane| self.lanes.add(lane));
+        if let Some(store) = &self.context.store {
+            store.hold_lanes();
+        }
         // ORDERING: `start` sets the state and then starts the lanes it sees; so either it sees these, or we see the state.
         if self.state.fetch_or(0, Ordering::SeqCst) & STARTED != 0 {
             new.iter().for_each(|lane| lane.core().start());
@@ -407,6 +519,9 @@ impl QueueCore {
     fn start(&self) {
         // ORDERING: see `register`.
         self.state.fetch_or(STARTED, Ordering::SeqCst);
+        if let Some(store) = &self.context.store {
+            store.start(self);
+        }
         let mut lanes = self.lanes.all();
         // The best first: a worker takes what it sees.
         lanes.sort_by_key(|lane| lane.core().priority);
@@ -427,6 +542,25 @@ impl QueueCore {
 
     fn with_lane<T>(&self, lane_id: &str, f: impl FnOnce(&Lane) -> T) -> Result<T> {
         self.lanes.find(lane_id).map(|lane| f(&lane)).ok_or_else(|| LaneError::LaneNotFound(lane_id.to_owned()))
+    }
+
+    /// Holds the lanes that are to be held while the store is on trial, or has failed, and no others.
+    pub(super) fn hold_for_store(&self, state: impl FnOnce() -> StoreState) {
+        // One at a time: what was looked at last holds.
+        let _one_at_a_time = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
+        let StoreState { trial, failed } = state();
+        for lane in self.lanes.all() {
+            let stops = || lane.config().storage_failure == OnStorageFailure::Stop && lane.is_durable();
+            lane.core().hold_for_store(trial || failed && stops());
+        }
+    }
+
+    pub(super) fn executor(&self) -> &Executor {
+        &self.context.executor
+    }
+
+    pub(super) fn observe(&self, make: impl FnOnce() -> Transition) {
+        self.context.events.observe(make);
     }
 
     fn stats(&self) -> QueueStats {
@@ -472,6 +606,13 @@ impl QueueCore {
             return Err(LaneError::DrainTimeout { waited: clock.now().since(begun), pending, active });
         }
         self.notice_idle();
+        if let Some(store) = &self.context.store {
+            // Nothing comes after it: the queue has done its work.
+            match self.is_shutting_down() {
+                true => store.finish().await?,
+                false => store.flush().await?,
+            }
+        }
         Ok(DrainReport { outstanding, waited: clock.now().since(begun) })
     }
 
@@ -481,6 +622,7 @@ impl QueueCore {
         self.shutdown();
         let lanes = self.lanes.all();
         let cancelled_before: usize = lanes.iter().map(|lane| lane.core().cancelled()).sum();
+        let kept_before: usize = lanes.iter().map(|lane| lane.core().kept()).sum();
         let outstanding = self.outstanding();
         lanes.iter().for_each(|lane| lane.core().begin_stop(begun));
         if lanes.iter().any(|lane| lane.core().has_drain_timeouts()) {
@@ -489,15 +631,31 @@ impl QueueCore {
         let mut drained = self.drain(stop.drain).await.is_ok();
         if !drained {
             lanes.iter().for_each(|lane| lane.core().cancel_all());
+            self.end_suspects();
             self.context.executor.shared().wake_waiting();
             drained = self.drain(stop.cancel).await.is_ok();
         }
         let QueueStats { total_pending, total_active, .. } = self.stats();
         let (left_pending, left_active) = if drained { (0, 0) } else { (total_pending, total_active) };
         let cancelled = lanes.iter().map(|lane| lane.core().cancelled()).sum::<usize>() - cancelled_before;
+        let still_stored = lanes.iter().map(|lane| lane.core().kept()).sum::<usize>() - kept_before;
+        // Also if something is left: what still runs is not charged for the end of the process.
+        let storage = match &self.context.store {
+            Some(store) => store.finish().await.err(),
+            None => None,
+        };
         let given_back = std::mem::take(&mut *self.given_back());
         let settled = outstanding.saturating_sub(cancelled + left_pending + left_active);
-        StopReport { settled, cancelled, left_pending, left_active, given_back, waited: clock.now().since(begun) }
+        let waited = clock.now().since(begun);
+        StopReport { settled, cancelled, left_pending, left_active, still_stored, given_back, storage, waited }
+    }
+
+    /// Commands that would have run alone stay stored.
+    fn end_suspects(&self) {
+        if let Some(store) = &self.context.store {
+            store.tell_lanes_changed();
+            drop(store.take_suspects());
+        }
     }
 
     /// Commands accepted and not settled.
@@ -558,6 +716,7 @@ impl Closing for QueueCore {
 impl Drop for QueueCore {
     fn drop(&mut self) {
         self.lanes.all().iter().for_each(|lane| lane.core().abandon());
+        self.end_suspects();
     }
 }
 

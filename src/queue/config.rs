@@ -12,6 +12,7 @@ use crate::limit::gate::COUNT_MAX;
 use crate::limit::rate::{RateLimitConfig, RateLimiter};
 use crate::policy::boost::PriorityBoostConfig;
 use crate::policy::retry::RetryPolicy;
+use crate::storage::Durability;
 
 /// Settings of a lane. Default: min 1, max 4, nothing else.
 ///
@@ -59,6 +60,31 @@ pub struct LaneConfig {
     /// Commands waiting at which the lane emits `queue.lane.pressure`; `queue.lane.idle` follows when none waits any
     /// more. Default: none, no such events.
     pub pressure_threshold: Option<usize>,
+    /// What of the lane's commands survives what; see [`Durability`]. Default: [`Durability::Synced`] if the queue
+    /// [has a store](crate::QueueManagerBuilder::with_storage), else [`Durability::Memory`].
+    pub durability: Option<Durability>,
+    /// How durable the end of a command is before its result is handed out: [`Durability::Relaxed`], or
+    /// [`Durability::Synced`]. An end that a crash takes away lets the command run again. Default: `Relaxed`.
+    pub completion: Durability,
+    /// Refuses commands that could not be made again after a restart, with
+    /// [`LaneError::NotDurable`](crate::LaneError::NotDurable). Default: false, they are stored for inspection.
+    pub recoverable_only: bool,
+    /// What happens when the store fails. Default: [`OnStorageFailure::Stop`].
+    pub storage_failure: OnStorageFailure,
+}
+
+/// What a durable lane does while its store fails (apart from being full, which refuses submissions and lets commands end).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OnStorageFailure {
+    /// It refuses submissions and starts nothing; what runs goes on. It goes on by itself when the store does.
+    #[default]
+    Stop,
+    /// It goes on in memory: commands that are submitted meanwhile do not survive the process (their idempotency keys are kept
+    /// in memory, too). Their
+    /// [ids](crate::CommandId::is_stored) and the events of the store say so.
+    DegradeToMemory,
 }
 
 fn not_data<S: Serializer>(_: &Option<RateLimiter>, _: S) -> Result<S::Ok, S::Error> {
@@ -111,6 +137,10 @@ impl LaneConfig {
             per_key: None,
             priority_bounds: None,
             pressure_threshold: None,
+            durability: None,
+            completion: Durability::Relaxed,
+            recoverable_only: false,
+            storage_failure: OnStorageFailure::Stop,
         }
     }
 
@@ -209,6 +239,35 @@ impl LaneConfig {
         self
     }
 
+    /// Stores commands, or does not. Needs [a store](crate::QueueManagerBuilder::with_storage), unless it is
+    /// [`Durability::Memory`].
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// Hands a result out once the end of its command is as durable as this.
+    #[must_use]
+    pub fn with_completion(mut self, durability: Durability) -> Self {
+        self.completion = durability;
+        self
+    }
+
+    /// Accepts only commands that can be made again after a restart.
+    #[must_use]
+    pub fn with_recoverable_only(mut self) -> Self {
+        self.recoverable_only = true;
+        self
+    }
+
+    /// What to do while the store fails.
+    #[must_use]
+    pub fn with_storage_failure(mut self, policy: OnStorageFailure) -> Self {
+        self.storage_failure = policy;
+        self
+    }
+
     /// Emits pressure events when `threshold` commands wait.
     #[must_use]
     pub fn with_pressure_threshold(mut self, threshold: usize) -> Self {
@@ -218,7 +277,8 @@ impl LaneConfig {
 }
 
 /// Checks a lane's settings; adds what is wrong to `errors`.
-pub(super) fn check_lane(id: &str, config: &LaneConfig, priority: u8, errors: &mut ConfigErrors) {
+/// `store` says whether the queue has one; none if that is not known yet.
+pub(super) fn check_lane(id: &str, config: &LaneConfig, priority: u8, store: Option<bool>, errors: &mut ConfigErrors) {
     let lane = format!("lanes[{id:?}]");
     if id.is_empty() {
         errors.push(format!("{lane}.id"), id, "give the lane a name");
@@ -263,6 +323,21 @@ pub(super) fn check_lane(id: &str, config: &LaneConfig, priority: u8, errors: &m
         if count == Some(0) {
             errors.push(format!("{lane}.{name}"), 0, format!("use at least 1: {why}"));
         }
+    }
+    let durable = config.durability.is_some_and(|durability| durability != Durability::Memory);
+    if durable && store == Some(false) {
+        let hint = "give the builder a store: with_storage(..), or leave the durability out";
+        errors.push(format!("{lane}.durability"), config.durability, hint);
+    }
+    let in_memory = store == Some(false) || config.durability == Some(Durability::Memory);
+    if config.recoverable_only && in_memory && store.is_some() {
+        let hint =
+            "recoverable commands need a durable lane: with_storage(..) on the builder, and not Durability::Memory";
+        errors.push(format!("{lane}.recoverable_only"), true, hint);
+    }
+    if config.completion == Durability::Memory {
+        let hint = "use Relaxed or Synced: the end of a stored command is always stored";
+        errors.push(format!("{lane}.completion"), config.completion, hint);
     }
     if let Some((best, worst)) = config.priority_bounds
         && (best > priority || worst < priority || worst > LOWEST_PRIORITY)

@@ -12,6 +12,7 @@ use scoped_tls::scoped_thread_local;
 use super::Priority;
 use super::admission::LaneCore;
 use super::attempt::{Limits, Permit};
+use super::durable::Verdict;
 use super::settle::Whereabouts;
 use crate::clock::Tick;
 use crate::executor::life::End;
@@ -44,6 +45,8 @@ struct Family {
     /// Commands that it has submitted and not detached.
     children: Vec<Handle>,
     token: Option<Arc<AtomicBool>>,
+    /// It runs alone.
+    trial: Option<Arc<Verdict>>,
 }
 
 /// What a command passes on to those that it submits.
@@ -89,14 +92,29 @@ impl Running {
         self.waits.get() > 0
     }
 
-    /// The attempt was given up: so is what it has submitted.
+    pub(super) fn on_trial(&self, trial: Option<Arc<Verdict>>) {
+        if trial.is_some() {
+            self.with_family(|family| family.trial = trial);
+        }
+    }
+
+    /// It waits for another command, which could not run while this one runs alone.
+    pub(super) fn end_trial(&self) {
+        if let Some(trial) = self.with_family(|family| family.trial.take()) {
+            trial.end();
+        }
+    }
+
+    /// The attempt was given up: so is what it has submitted. If its queue stops, that is why its children end, too.
     pub(super) fn give_up(&self) {
+        let stops = self.lane.is_cancelling() || self.task.meta().life.end() == Some(End::Stopped);
+        let end = if stops { End::Stopped } else { End::Cancelled };
         let Some(family) = self.family.take() else { return };
         if let Some(token) = family.token {
             token.store(true, Ordering::Release);
         }
         for child in family.children {
-            cancel(&child, End::Cancelled);
+            cancel(&child, end);
         }
     }
 

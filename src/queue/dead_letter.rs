@@ -5,6 +5,7 @@
 //! under the lock: a filter, the clone or the destructor of a letter, or anything else that may run code of a user. So a
 //! panic there changes nothing and blocks nobody.
 
+use std::borrow::Borrow;
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LaneId;
 use super::command_queue::CommandQueue;
+use super::durable::{LetterStore, StoredAs};
 use crate::clock::wall_now;
 use crate::error::LaneError;
 use crate::id::CommandId;
@@ -56,6 +58,9 @@ pub struct DeadLetter {
     /// Its place among letters; 0 before it was first stored.
     #[serde(skip)]
     pub(super) slot: u64,
+    /// How the store has it, if it does.
+    #[serde(skip)]
+    pub(super) stored: Option<StoredAs>,
 }
 
 /// What went wrong in one attempt.
@@ -84,6 +89,10 @@ pub enum DeadLetterReason {
     Expired,
     /// It had to make room for others.
     Shed,
+    /// It was running at several unclean ends of its process, the last time alone.
+    Crashed,
+    /// It was stored, and can not be read.
+    Undecodable,
     /// It had not started when its queue stopped: see [`StopReport`](crate::StopReport). Not kept among dead letters.
     GivenBack,
 }
@@ -123,6 +132,7 @@ impl DeadLetter {
             tags: Vec::new(),
             replay: None,
             slot: 0,
+            stored: None,
         }
     }
 
@@ -180,6 +190,8 @@ struct Letters {
     /// By slot, ascending.
     stored: VecDeque<Arc<DeadLetter>>,
     evicted: u64,
+    /// The store that has letters, too.
+    store: Option<Arc<LetterStore>>,
 }
 
 impl DeadLetterQueue {
@@ -197,7 +209,7 @@ impl DeadLetterQueue {
     /// Takes the oldest letter. Never waits.
     pub async fn pop(&self) -> Option<DeadLetter> {
         let oldest = self.lock().stored.pop_front();
-        oldest.map(Arc::unwrap_or_clone)
+        oldest.map(Arc::unwrap_or_clone).inspect(|letter| self.gone([letter]))
     }
 
     /// Copies of all letters, the oldest first. Never waits.
@@ -208,7 +220,7 @@ impl DeadLetterQueue {
     /// Drops all letters; they do not count as evicted. Never waits.
     pub async fn clear(&self) {
         let cleared = std::mem::take(&mut self.lock().stored);
-        drop(cleared);
+        self.gone(cleared.iter().map(Arc::as_ref));
     }
 
     /// Letters stored. Never waits.
@@ -259,7 +271,9 @@ impl DeadLetterQueue {
 
     /// Drops the letters that `unwanted` says yes to; returns how many. They do not count as evicted.
     pub fn purge(&self, unwanted: impl FnMut(&DeadLetter) -> bool) -> usize {
-        self.take(self.matching(unwanted)).len()
+        let purged = self.take(self.matching(unwanted));
+        self.gone(purged.iter().map(Arc::as_ref));
+        purged.len()
     }
 
     /// Takes the letters that `wanted` says yes to, the oldest first. Each letter is given out once, however many callers
@@ -267,6 +281,13 @@ impl DeadLetterQueue {
     ///
     /// If `wanted` panics, nothing was taken.
     pub fn take_where(&self, wanted: impl FnMut(&DeadLetter) -> bool) -> Vec<DeadLetter> {
+        let taken = self.take_out(wanted);
+        self.gone(&taken);
+        taken
+    }
+
+    /// As [`DeadLetterQueue::take_where`], but for the store, which has them until they are replayed.
+    pub(super) fn take_out(&self, wanted: impl FnMut(&DeadLetter) -> bool) -> Vec<DeadLetter> {
         self.take(self.matching(wanted)).into_iter().map(Arc::unwrap_or_clone).collect()
     }
 
@@ -274,7 +295,40 @@ impl DeadLetterQueue {
     /// one whose place is taken, since it is a copy or was put back before, replaces what is there. The oldest letter is
     /// evicted if there is no room: perhaps this one.
     pub fn put_back(&self, letter: DeadLetter) {
-        let (_evicted, _replaced) = self.insert(letter);
+        if let Some(store) = self.store_of(&letter) {
+            store.back(&letter);
+        }
+        self.put_in(letter);
+    }
+
+    /// As [`DeadLetterQueue::put_back`], of one that the store has.
+    pub(super) fn put_in(&self, letter: DeadLetter) {
+        let (evicted, _replaced) = self.insert(letter);
+        self.gone(evicted.as_deref());
+    }
+
+    /// Keeps a letter of the store as the newest.
+    pub(super) fn load(&self, letter: DeadLetter) {
+        let evicted = self.store(letter);
+        self.gone(&evicted);
+    }
+
+    /// Has a store know of stored letters that go.
+    pub(super) fn keep_in(&self, store: LetterStore) {
+        self.lock().store = Some(Arc::new(store));
+    }
+
+    fn store_of(&self, letter: &DeadLetter) -> Option<Arc<LetterStore>> {
+        letter.stored.as_ref().and_then(|_| self.lock().store.clone())
+    }
+
+    /// Letters are gone for good: from the store, too.
+    pub(super) fn gone<L: Borrow<DeadLetter>>(&self, letters: impl IntoIterator<Item = L>) {
+        for letter in letters {
+            if let Some(store) = self.store_of(letter.borrow()) {
+                store.gone(letter.borrow());
+            }
+        }
     }
 
     /// [`DeadLetterQueue::push`]; returns the letter that was evicted, which is this one if nothing is kept.

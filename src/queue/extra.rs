@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Priority;
 use super::admission::{LaneContext, LaneCore, Settings};
 use super::dead_letter::ErrorHistory;
+use super::durable::Stored;
 use super::keys::Key;
 use super::line::Place;
 use super::options::SubmitOptions;
@@ -32,7 +33,11 @@ pub(super) struct Extra {
     pub(super) priority: Option<Priority>,
     /// It lives on when the command that submitted it is given up.
     pub(super) detached: bool,
+    /// Attempts that were made before it was accepted here.
+    pub(super) attempts: u32,
     past: Option<Box<Past>>,
+    /// What it has of the store.
+    pub(super) stored: Option<Box<Stored>>,
 }
 
 /// What has happened to a command, for its dead letter.
@@ -103,7 +108,9 @@ impl Extra {
             replays: options.replays,
             priority: options.priority,
             detached: options.detached,
+            attempts: 0,
             past,
+            stored: None,
         }))
     }
 

@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
+use serde_json::Value;
 
 use crate::executor::Handle;
 
@@ -34,6 +35,21 @@ impl Key {
         // Seeded once in the process: names come from users, who must not be able to choose them so that they collide.
         static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self { hash: SEED.hash_one(&name), name }
+    }
+}
+
+impl Key {
+    /// For a store.
+    pub(super) fn to_json(&self) -> Value {
+        match &self.name {
+            Name::Number(number) => (*number).into(),
+            Name::Text(text) => text.as_ref().into(),
+        }
+    }
+
+    /// What [`Key::to_json`] gave.
+    pub(super) fn from_json(value: &Value) -> Option<Self> {
+        value.as_u64().map(Self::from).or_else(|| value.as_str().map(Self::from))
     }
 }
 

@@ -13,8 +13,8 @@ use super::admission::{LaneContext, LaneCore, Settings};
 use super::command::{Boxed, Command, Job, Once, Typed, TypedCommand};
 use super::config::{LaneConfig, Overflow};
 use super::context;
-use super::extra::Extra;
-use super::keys::Queued;
+use super::durable::{Durable, DurableCommand};
+use super::incoming::Incoming;
 use super::line::{Entry, Waiter};
 use super::options::SubmitOptions;
 use super::settle::{self, Accepted, Whereabouts};
@@ -135,7 +135,7 @@ impl Lane {
     ///
     /// As [`Lane::try_submit`].
     pub async fn submit(&self, command: Box<dyn Command>) -> JsonSubmission {
-        self.accept_or_wait(command, None).await
+        self.submit_boxed(command, None).await
     }
 
     /// [`Lane::submit`] with settings of the command's own.
@@ -144,7 +144,30 @@ impl Lane {
     ///
     /// As [`Lane::try_submit`].
     pub async fn submit_with(&self, command: Box<dyn Command>, options: SubmitOptions) -> JsonSubmission {
-        self.accept_or_wait(command, Some(options)).await
+        self.submit_boxed(command, Some(options)).await
+    }
+
+    /// Accepts a command that is data; see [`CommandQueue::submit_durable`](crate::CommandQueue::submit_durable).
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_durable`](crate::CommandQueue::submit_durable).
+    pub async fn submit_durable<C: DurableCommand>(&self, command: C) -> Result<Ticket<C::Output>, Rejected<C>> {
+        self.submit_durable_with(command, SubmitOptions::new()).await
+    }
+
+    /// [`Lane::submit_durable`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_durable_with`](crate::CommandQueue::submit_durable_with).
+    pub async fn submit_durable_with<C: DurableCommand>(
+        &self,
+        command: C,
+        options: SubmitOptions,
+    ) -> Result<Ticket<C::Output>, Rejected<C>> {
+        let submitted = self.accept_or_wait(Durable(Box::new(command)), Some(options)).await;
+        submitted.map_err(|rejected| rejected.map(|Durable(command)| *command))
     }
 
     /// Accepts a command, or hands it back.
@@ -276,8 +299,17 @@ impl Lane {
         self.accept(Boxed(command), options).map_err(|rejected| rejected.map(|Boxed(command)| command))
     }
 
-    /// Accepts, waiting for room where the lane says so.
-    async fn accept_or_wait(&self, mut command: Box<dyn Command>, options: Option<SubmitOptions>) -> JsonSubmission {
+    async fn submit_boxed(&self, command: Box<dyn Command>, options: Option<SubmitOptions>) -> JsonSubmission {
+        let submitted = self.accept_or_wait(Boxed(command), options).await;
+        submitted.map_err(|rejected| rejected.map(|Boxed(command)| command))
+    }
+
+    /// Accepts, waiting for room where the lane says so, and for the store if it is durable.
+    async fn accept_or_wait<J: Job>(
+        &self,
+        mut job: J,
+        options: Option<SubmitOptions>,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
         let limit = options.as_ref().and_then(|options| options.room_timeout);
         let mut until = None;
         loop {
@@ -286,7 +318,7 @@ impl Lane {
             let nested = context::parent().is_some();
             let waits = !nested && self.core.settings.load().config.overflow == Overflow::Wait;
             let listener = waits.then(|| self.core.room.listen());
-            let rejected = match self.accept_boxed(command, options.clone()) {
+            let rejected = match self.accept_durably(job, options.clone()).await {
                 Ok(ticket) => {
                     // There may be room for more than who was told of it: one that is admitted at once takes none.
                     if until.is_some() && self.core.has_room() {
@@ -301,12 +333,12 @@ impl Lane {
             else {
                 return Err(rejected);
             };
-            command = rejected.command;
+            job = rejected.command;
             let now = context.executor.clock().now();
             let until = *until.get_or_insert_with(|| limit.map_or(Tick::NEVER, |limit| now.plus(limit)));
             let left = until.since(now);
             if context.executor.timeout(left, listener).await.is_err() {
-                return Err(Rejected { error: rejected.error, command });
+                return Err(Rejected { error: rejected.error, command: job });
             }
         }
     }
@@ -326,86 +358,28 @@ impl Lane {
             return Err(Rejected { error: LaneError::ShutdownInProgress, command: job });
         }
         let parent = context::parent();
-        let parents_deadline = parent.map_or(Tick::NEVER, |parent| parent.total_deadline);
-        if options.is_none() && core.is_plain() && parents_deadline == Tick::NEVER {
+        let is_limited = parent.is_some_and(|parent| parent.total_deadline != Tick::NEVER);
+        if options.is_none() && core.is_plain() && !is_limited {
             return self.accept_plain(job, context, parent.is_some());
         }
         let settings = core.settings.load();
+        if let Some((store, _)) = context.durable(&settings) {
+            return self.accept_unstored(job, options, context, &settings, store);
+        }
         if let Some(options) = &options
-            && let Err(error) = core.check_options(&settings, options)
+            && let Err(error) = core.check_options(&settings, options, false)
         {
             return Err(Rejected { error, command: job });
         }
-        let mut extra = Extra::of(core, &settings, context, options, parents_deadline);
-        let priority = extra.as_ref().and_then(|extra| extra.priority).unwrap_or(core.priority);
-        let count = match &extra {
-            Some(extra) if extra.is_delayed() => Count::Apart,
-            Some(extra) if extra.key.is_some() => Count::Keyed,
-            Some(_) if priority != core.priority => Count::Placed,
-            _ => Count::Plain,
-        };
-        let bytes = settings.config.max_pending_bytes.map(|limit| {
-            let own = extra.as_ref().map_or(0, |extra| extra.bytes);
-            (job.size().saturating_add(own), limit)
-        });
-        let submitted = match core.count(&settings, count, bytes, priority) {
+        let id = options.as_ref().and_then(|options| options.replay_of);
+        let mut incoming = Incoming::new(core, context, &settings, options, job.size());
+        let submitted = match incoming.count() {
             Ok(submitted) => submitted,
             Err(error) => return Err(Rejected { error, command: job }),
         };
-        if let Some(extra) = &mut extra {
-            extra.bytes = bytes.map_or(0, |(bytes, _)| bytes);
-        }
-        let id = CommandId::next();
+        let id = id.unwrap_or_else(CommandId::next);
         context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
-        let (birth, place) = match (submitted, &extra) {
-            (Submitted::Admitted, _) => (Birth::Admitted, Whereabouts::Line),
-            (_, Some(extra)) if extra.is_delayed() => (Birth::Apart, Whereabouts::Apart),
-            _ => (Birth::Queued, Whereabouts::Line),
-        };
-        let limits = Limits::of(&settings, extra.as_deref());
-        let alarm = extra.as_ref().and_then(|extra| core.alarm_of(&settings, extra));
-        let key = extra.as_ref().and_then(|extra| extra.key.clone());
-        let cost = extra.as_ref().map_or(1, |extra| extra.cost);
-        let own_place = extra.as_ref().filter(|_| count == Count::Placed).map(|extra| extra.place(core, 0));
-        let adopted = parent.is_some() && !extra.as_ref().is_some_and(|extra| extra.detached);
-        let lane = Arc::clone(core);
-        // Without it, a command waits in the line at its beginning or not at all.
-        let may_wait_later = extra.is_some();
-        let making = Making { priority, birth, timed: limits.any() || alarm.is_some(), has_ambient: true };
-        let make = |task| settle::run(Accepted::new(job, id, lane, task, place, extra));
-        let way = Way::new(core.number(), cost);
-        if birth != Birth::Queued {
-            let (runnable, task) = context.executor.prepare(making, make);
-            if adopted {
-                context::adopt(|| runnable.meta_ref().handle());
-            }
-            let way = (may_wait_later || birth == Birth::Apart).then_some(way);
-            // One that is delayed sets its alarm when its time has come.
-            if let Some(alarm) = alarm.filter(|_| birth == Birth::Admitted) {
-                core.set_alarm(&runnable.meta_ref().handle(), alarm);
-            }
-            match birth {
-                Birth::Apart => context.executor.schedule_new(runnable),
-                _ => core.launch_new(&settings, context, runnable),
-            }
-            return Ok(Ticket::new(id, limits, task, way));
-        }
-        let (handle, task) = context.executor.prepare_parked(making, make);
-        if adopted {
-            context::adopt(|| handle.clone());
-        }
-        // Once it is parked: an alarm that comes at once has to find it there.
-        if let Some(alarm) = alarm {
-            core.set_alarm(&handle, alarm);
-        }
-        match key {
-            Some(key) => core.enter_key(&key, Queued { handle, cost }),
-            None => core.enqueue(Entry::new(Waiter::Command(handle), own_place, cost)),
-        }
-        core.note_pressure(&settings);
-        // Cancelled, abandoned or closed while this was submitted?
-        core.end_late();
-        Ok(Ticket::new(id, limits, task, Some(way)))
+        Ok(incoming.place(job, id, submitted))
     }
 
     /// The same for a command without options in a lane without settings that would ask more: the way of most commands.
@@ -447,9 +421,9 @@ impl Lane {
         &self.core
     }
 
-    pub(super) fn check(&self, errors: &mut ConfigErrors) {
+    pub(super) fn check(&self, has_store: bool, errors: &mut ConfigErrors) {
         let settings = self.core.settings.load();
-        super::config::check_lane(&self.core.id, &settings.config, self.core.priority, errors);
+        super::config::check_lane(&self.core.id, &settings.config, self.core.priority, Some(has_store), errors);
     }
 }
 
@@ -461,19 +435,6 @@ impl fmt::Debug for Lane {
             .field("status", &self.core.status())
             .finish_non_exhaustive()
     }
-}
-
-/// How a new command is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Count {
-    /// It may start at once if a permit is free, and stands in the line in the order of submission.
-    Plain,
-    /// It has a place of its own in the line.
-    Placed,
-    /// It may have to wait for others of its key.
-    Keyed,
-    /// It comes to its place by itself, later.
-    Apart,
 }
 
 impl LaneCore {
@@ -488,54 +449,16 @@ impl LaneCore {
         }
     }
 
-    fn full(&self, limit: String) -> LaneError {
-        LaneError::LaneFull { lane_id: self.id.to_string(), limit }
-    }
-
-    /// Counts a new command, making room for it if the lane's overflow says so.
-    fn count(
-        &self,
-        settings: &Settings,
-        way: Count,
-        bytes: Option<(usize, usize)>,
-        priority: Priority,
-    ) -> Result<Submitted> {
-        loop {
-            if let Some((bytes, limit)) = bytes
-                && !self.take_bytes(bytes, limit)
-            {
-                if self.shed(settings.config.overflow, priority) {
-                    continue;
-                }
-                return Err(self.full(format!("waiting commands may hold {limit} bytes")));
-            }
-            let submitted = match way {
-                Count::Plain => self.count_in(settings, true),
-                Count::Placed | Count::Keyed => self.count_in(settings, false),
-                Count::Apart => self.count_apart(settings),
-            };
-            if let (Submitted::Closed | Submitted::Full, Some((bytes, _))) = (submitted, bytes) {
-                self.give_bytes(bytes);
-            }
-            match submitted {
-                Submitted::Admitted | Submitted::Queued => return Ok(submitted),
-                Submitted::Closed => return Err(LaneError::ShutdownInProgress),
-                Submitted::Full if self.shed(settings.config.overflow, priority) => {}
-                Submitted::Full => {
-                    let limit = settings.config.capacity.unwrap_or(crate::limit::gate::WAITING_MAX as usize);
-                    return Err(self.full(format!("{limit} commands may wait")));
-                }
-            }
-        }
-    }
-
-    fn check_options(&self, settings: &Settings, options: &SubmitOptions) -> Result<()> {
+    pub(super) fn check_options(&self, settings: &Settings, options: &SubmitOptions, is_durable: bool) -> Result<()> {
         let refused = |what: String| Err(LaneError::QueueError(format!("lane {:?}: {what}", self.id)));
         let (best, worst) = settings.config.priority_bounds.unwrap_or((self.priority, self.priority));
         if let Some(priority) = options.priority
             && !(best..=worst).contains(&priority)
         {
             return refused(format!("priority {priority} is not allowed: use {best} to {worst}"));
+        }
+        if options.idempotency_key.is_some() && !is_durable {
+            return refused("an idempotency key needs a durable lane: give the queue a store".into());
         }
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return refused("a timeout of zero would end every attempt at once: use more, or none".into());

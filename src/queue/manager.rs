@@ -10,12 +10,14 @@ use super::command::{Command, TypedCommand};
 use super::command_queue::{CommandQueue, DrainReport, QueueStats, RequeueReport};
 use super::config::LaneConfig;
 use super::dead_letter::{DeadLetter, DeadLetterQueue};
+use super::durable::{DurableCommand, RecoveryReport};
 use super::lane::{JsonSubmission, Lane, Rejected};
 use super::options::SubmitOptions;
 use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
 use crate::error::Result;
 use crate::event::{EventStream, LaneEvent};
+use crate::storage::StorageHealth;
 
 /// A set of lanes on a shared executor. From [`QueueManagerBuilder`](crate::QueueManagerBuilder).
 ///
@@ -102,6 +104,33 @@ impl QueueManager {
         self.queue.submit_with(lane_id, command, options).await
     }
 
+    /// Accepts a command that is data into a durable lane, or hands it back; see [`CommandQueue::submit_durable`].
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_durable`].
+    pub async fn submit_durable<C: DurableCommand>(
+        &self,
+        lane_id: &str,
+        command: C,
+    ) -> Result<Ticket<C::Output>, Rejected<C>> {
+        self.queue.submit_durable(lane_id, command).await
+    }
+
+    /// [`QueueManager::submit_durable`] with settings of the command's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`CommandQueue::submit_durable_with`].
+    pub async fn submit_durable_with<C: DurableCommand>(
+        &self,
+        lane_id: &str,
+        command: C,
+        options: SubmitOptions,
+    ) -> Result<Ticket<C::Output>, Rejected<C>> {
+        self.queue.submit_durable_with(lane_id, command, options).await
+    }
+
     /// Accepts commands in their order, each on its own; see [`CommandQueue::submit_many`].
     pub fn submit_many(
         &self,
@@ -155,6 +184,18 @@ impl QueueManager {
         self.queue.requeue_dead_letters(wanted)
     }
 
+    /// What was taken over from the store when the queue was built; none without a store.
+    #[must_use]
+    pub fn recovery(&self) -> Option<&RecoveryReport> {
+        self.queue.recovery()
+    }
+
+    /// How the queue's store does; none without one.
+    #[must_use]
+    pub fn storage_health(&self) -> Option<StorageHealth> {
+        self.queue.storage_health()
+    }
+
     /// The queue's numbers. Async as in a3s-lane; never waits.
     ///
     /// # Errors
@@ -190,7 +231,8 @@ impl QueueManager {
     ///
     /// # Errors
     ///
-    /// [`LaneError::DrainTimeout`](crate::LaneError::DrainTimeout) with what is left.
+    /// [`LaneError::DrainTimeout`](crate::LaneError::DrainTimeout) with what is left;
+    /// [`LaneError::Storage`](crate::LaneError::Storage) if the store does not have all ends.
     pub async fn drain(&self, limit: Duration) -> Result<DrainReport> {
         self.queue.drain(limit).await
     }

@@ -3,7 +3,8 @@
 //! | file | stage |
 //! |---|---|
 //! | `manager`, `command_queue`, `lanes` | submit: find the lane |
-//! | `lane`, `options`, `extra` | submit: what is asked, whether there is room, the command's task |
+//! | `lane`, `options`, `incoming`, `extra` | submit: what is asked, whether there is room, the command's task |
+//! | `durable` | submit: the command is stored; and what becomes of it there |
 //! | `admission` | admit: from the line to a run queue, when there is a permit and the rate allows it |
 //! | `line`, `keys`, `nested`, `alarm` | who is next, behind whom, on whose permit, until when |
 //! | (executor) | dispatch: by priority |
@@ -24,7 +25,9 @@ mod command_queue;
 mod config;
 mod context;
 mod dead_letter;
+mod durable;
 mod extra;
+mod incoming;
 pub(crate) mod keys;
 mod lane;
 mod lanes;
@@ -42,9 +45,10 @@ pub use acquire::{Acquire, Permit};
 pub use builder::QueueManagerBuilder;
 pub use command::{Command, JsonCommand, TypedCommand};
 pub use command_queue::{CommandQueue, DrainReport, QueueStats, RequeueReport};
-pub use config::{LaneConfig, Overflow};
+pub use config::{LaneConfig, OnStorageFailure, Overflow};
 pub use context::{CancelToken, CommandContext, is_cancelled};
 pub use dead_letter::{AttemptError, DeadLetter, DeadLetterQueue, DeadLetterReason};
+pub use durable::{DurableCommand, ParkReason, Parked, RecoveryReport};
 pub use keys::Key;
 pub use lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 pub use manager::QueueManager;

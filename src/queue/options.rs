@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Priority;
 use super::keys::Key;
+use crate::id::CommandId;
 
 /// Settings of one command. What is not set, the lane decides.
 ///
@@ -30,6 +31,11 @@ pub struct SubmitOptions {
     pub(super) tags: Vec<Arc<str>>,
     pub(super) detached: bool,
     pub(super) replays: u32,
+    /// The command of the dead letter that this replays.
+    pub(super) replay_of: Option<CommandId>,
+    /// The letter is in the store of the queue that replays it.
+    pub(super) replays_stored: bool,
+    pub(super) idempotency_key: Option<Arc<str>>,
 }
 
 impl SubmitOptions {
@@ -134,7 +140,21 @@ impl SubmitOptions {
         self
     }
 
-    pub(super) fn replayed(mut self, replays: u32) -> Self {
+    /// Says that this is the same work as any other submission with this key: in a durable lane, a second submission with the
+    /// same type and payload runs nothing and gives the result of the first, while that waits or runs and for
+    /// [a window](crate::QueueManagerBuilder::with_idempotency_window) after it has ended well. If it has not ended well (failed,
+    /// timed out, cancelled), the key is free at once. 1 to 256 bytes. Default: none.
+    ///
+    /// The window begins when the command ends, is kept by the monotonic clock while the process runs, and goes on after a
+    /// restart by the wall clock.
+    pub fn idempotency_key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    pub(super) fn replayed(mut self, of: CommandId, replays: u32, is_stored: bool) -> Self {
+        self.replay_of = Some(of);
+        self.replays_stored = is_stored;
         self.replays = replays;
         self
     }

@@ -15,6 +15,7 @@ use super::attempt::{Attempt, Limits, Outcome};
 use super::command::Job;
 use super::context::Running;
 use super::dead_letter::{DeadLetter, DeadLetterReason};
+use super::durable::Stored;
 use super::extra::{Extra, Past, Span};
 use crate::clock::{Tick, wall_now};
 use crate::error::{LaneError, Result};
@@ -23,6 +24,7 @@ use crate::executor::life::End;
 use crate::executor::{Sleep, TaskRef, discard_panic, panic_message, within};
 use crate::id::CommandId;
 use crate::policy::retry::{FailedAttempt, Retry};
+use crate::storage::Durability;
 
 /// The fate of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub(super) const fn decide(
     retry: Option<Duration>,
 ) -> Fate {
     match (earlier, attempt) {
-        (Some(End::Cancelled), _) => Fate::Cancel,
+        (Some(End::Cancelled | End::Stopped), _) => Fate::Cancel,
         (Some(End::Expired), _) if started => Fate::TimeOut,
         (Some(End::Expired), _) => Fate::Expire,
         (Some(End::Shed), _) => Fate::Shed,
@@ -89,12 +91,21 @@ pub(super) fn run<J: Job>(mut command: Accepted<J>) -> impl Future<Output = Resu
                 let outcome = command.attempt().await;
                 match command.settle(outcome) {
                     Ok(result) => return result,
-                    Err(due) => due,
+                    Err(Unsettled::Storing(result)) => return Box::pin(command.store_end(*result)).await,
+                    Err(Unsettled::Again(due)) => due,
                 }
             };
             Box::pin(command.return_at(due, false)).await;
         }
     }
+}
+
+/// What an attempt leaves to do, if anything. In a box: most have a result, which is then not moved about for this.
+enum Unsettled<T> {
+    /// Its end is on its way to the store.
+    Storing(Box<Result<T>>),
+    /// Another attempt, then.
+    Again(Tick),
 }
 
 /// Where a command is counted.
@@ -128,7 +139,36 @@ impl<J: Job> Accepted<J> {
         place: Whereabouts,
         extra: Option<Box<Extra>>,
     ) -> Self {
-        Self { job: Some(job), running: Running::new(task, id, lane, place), extra }
+        let mut running = Running::new(task, id, lane, place);
+        if let Some(extra) = &extra {
+            running.attempt = extra.attempts;
+            running.on_trial(extra.stored.as_ref().and_then(|stored| stored.verdict()));
+        }
+        Self { job: Some(job), running, extra }
+    }
+
+    fn stored(&mut self) -> Option<&mut Stored> {
+        self.extra.as_mut().and_then(|extra| extra.stored.as_deref_mut())
+    }
+
+    /// Whether it has settled and its end is on its way to the store: it holds its permit until that is there.
+    fn is_storing(&mut self) -> bool {
+        self.stored().is_some_and(Stored::is_storing)
+    }
+
+    /// Waits until the end is stored.
+    async fn store_end(&mut self, result: Result<J::Output>) -> Result<J::Output> {
+        let completion = self.running.lane.settings.load().config.completion;
+        let ended = std::future::poll_fn(|cx| match self.stored() {
+            Some(stored) => stored.poll_storing(cx),
+            None => Poll::Ready(Ok(())),
+        })
+        .await;
+        self.give_back();
+        match ended {
+            Err(error) if completion == Durability::Synced => Err(error),
+            _ => result,
+        }
     }
 
     /// Waits for a time without a permit, then to be admitted; or until the command is ended.
@@ -187,7 +227,7 @@ impl<J: Job> Accepted<J> {
             }
             if self.running.lane.is_cancelling() {
                 // The line may have been cleared just before this joined it.
-                let _ended = life.try_end(End::Cancelled);
+                let _ended = life.try_end(End::Stopped);
             }
             if late.as_mut().is_some_and(|late| Pin::new(late).poll(cx).is_ready()) {
                 let _ended = life.try_end(End::Expired);
@@ -217,12 +257,11 @@ impl<J: Job> Accepted<J> {
             self.running.place = Whereabouts::Running;
         }
         if self.running.lane.is_cancelling() {
-            let _ended = meta.life.try_end(End::Cancelled);
+            let _ended = meta.life.try_end(End::Stopped);
         }
         let now = || meta.shared.clock.now();
-        if self.running.attempt == 0
-            && let Some(extra) = &mut self.extra
-        {
+        let is_first = self.extra.as_ref().is_none_or(|extra| extra.attempts == self.running.attempt);
+        if let Some(extra) = self.extra.as_mut().filter(|_| is_first) {
             self.running.lane.give_bytes(std::mem::take(&mut extra.bytes));
             let latest = extra.latest_start;
             if latest != Tick::NEVER && now() >= latest {
@@ -232,10 +271,15 @@ impl<J: Job> Accepted<J> {
         if !meta.life.start() {
             return false;
         }
-        if self.running.attempt == 0 {
+        if is_first {
             meta.alarm_off();
         }
         self.running.begin();
+        if let Some(extra) = &mut self.extra
+            && let Some(stored) = &mut extra.stored
+        {
+            stored.begin(self.running.id);
+        }
         self.running.lane.observe(|| Transition::Started(self.info()));
         if self.extra.is_none() && self.running.lane.is_plain() {
             self.running.limits = None;
@@ -255,8 +299,7 @@ impl<J: Job> Accepted<J> {
     }
 
     /// Applies what was decided: event, dead letter, permit, result. The permit is back before the submitter sees the result.
-    /// The error is when to try again.
-    fn settle(&mut self, outcome: Outcome<J::Output>) -> Result<Result<J::Output>, Tick> {
+    fn settle(&mut self, outcome: Outcome<J::Output>) -> Result<Result<J::Output>, Unsettled<J::Output>> {
         match outcome {
             // The way of most commands; `decide` says the same.
             Outcome::Returned(Ok(value))
@@ -273,7 +316,7 @@ impl<J: Job> Accepted<J> {
         }
     }
 
-    fn settle_otherwise(&mut self, outcome: Outcome<J::Output>) -> Result<Result<J::Output>, Tick> {
+    fn settle_otherwise(&mut self, outcome: Outcome<J::Output>) -> Result<Result<J::Output>, Unsettled<J::Output>> {
         let (ended, mut result) = match outcome {
             Outcome::Returned(Ok(value)) => (Ended::Ok, Ok(value)),
             Outcome::Returned(Err(error)) => (Ended::Error, Err(error)),
@@ -300,10 +343,15 @@ impl<J: Job> Accepted<J> {
             && let Fate::Retry(after) = decide(Some(ended), life.end(), true, Some(after))
             && let Some(due) = self.can_retry(after)
         {
-            return Err(self.back_off(due, after, error));
+            return Err(Unsettled::Again(self.back_off(due, after, error)));
         }
         let earlier = life.try_end(End::Done).err();
         let fate = decide(Some(ended), earlier, self.has_started(), None);
+        if let (Fate::Complete, Ok(value)) = (fate, &result)
+            && let Some(stored) = self.stored().filter(|stored| stored.wants_value())
+        {
+            stored.set_value(contained(|| J::to_json(value)));
+        }
         let result = match fate {
             Fate::Complete | Fate::Fail | Fate::Panic | Fate::Retry(_) => result,
             Fate::TimeOut => Err(self.timed_out()),
@@ -312,7 +360,7 @@ impl<J: Job> Accepted<J> {
             Fate::Shed => Err(LaneError::Shed),
         };
         self.apply(fate, result.as_ref().err(), discard);
-        Ok(result)
+        if self.is_storing() { Err(Unsettled::Storing(Box::new(result))) } else { Ok(result) }
     }
 
     /// What the lane's policy says of a failure; the error is what a custom strategy panicked with.
@@ -357,6 +405,10 @@ impl<J: Job> Accepted<J> {
             delay: after,
         });
         self.running.rest();
+        let id = self.running.id;
+        if let Some(stored) = self.stored() {
+            stored.rest(id, attempt);
+        }
         self.running.place = Whereabouts::Apart;
         // Counted apart before its permit is back: never as neither.
         self.running.lane.step_apart();
@@ -382,9 +434,20 @@ impl<J: Job> Accepted<J> {
         self.running.task.meta().alarm_off();
         // A command's type and destructor are others' code: what it holds of its lane comes back all the same.
         let told = catch_unwind(AssertUnwindSafe(|| self.tell(fate, error, discard)));
-        if let Err(payload) = told {
+        let letter = told.unwrap_or_else(|payload| {
             tracing::error!(panic = panic_message(payload.as_ref()), "a dead letter was lost: its command panicked");
             discard_panic(payload);
+            None
+        });
+        // The store first: who finds the letter may run its command again at once.
+        self.end_stored(fate, letter.as_deref(), error);
+        if let Some(letter) = letter {
+            // Drops others' values: a letter that is evicted.
+            let kept = catch_unwind(AssertUnwindSafe(|| self.keep_letter(*letter)));
+            if let Err(payload) = kept {
+                tracing::error!(panic = panic_message(payload.as_ref()), "a destructor panicked; contained");
+                discard_panic(payload);
+            }
         }
         match place {
             Whereabouts::Apart => {
@@ -403,11 +466,39 @@ impl<J: Job> Accepted<J> {
         if let Some(extra) = &mut self.extra {
             self.running.lane.give_bytes(std::mem::take(&mut extra.bytes));
         }
-        self.give_back();
+        if !self.is_storing() {
+            self.give_back();
+        }
     }
 
-    /// Tells others what became of the command: event, dead letter.
-    fn tell(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) {
+    /// Has the store know what became of a command that it has: it is not to run again, unless it was only its queue that
+    /// stopped, or its executor.
+    fn end_stored(&mut self, fate: Fate, letter: Option<&DeadLetter>, error: Option<&LaneError>) {
+        if self.stored().is_none() {
+            return;
+        }
+        let (id, end) = (self.running.id, self.running.task.meta().life.end());
+        let completion = self.running.lane.settings.load().config.completion;
+        let stays = fate == Fate::Cancel && end != Some(End::Cancelled);
+        let said = match (error, fate) {
+            (None, Fate::TimeOut) => Some(self.timed_out()),
+            (None, Fate::Expire) => Some(self.expired()),
+            (None, Fate::Shed) => Some(LaneError::Shed),
+            (None, Fate::Cancel) => Some(LaneError::Cancelled { started: self.has_started() }),
+            _ => None,
+        };
+        let error = error.or(said.as_ref());
+        let Some(stored) = self.stored() else { return };
+        if stays {
+            stored.leave();
+            self.running.lane.count_kept();
+        } else {
+            stored.end(id, letter, error, completion);
+        }
+    }
+
+    /// Tells others what became of the command: event, dead letter, which is returned.
+    fn tell(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) -> Option<Box<DeadLetter>> {
         let started = self.has_started();
         self.running.lane.observe(|| {
             let command = self.info();
@@ -446,21 +537,27 @@ impl<J: Job> Accepted<J> {
         {
             // Drops others' values: of a command that can not be replayed, of a letter that is evicted.
             let written = catch_unwind(AssertUnwindSafe(|| self.write_letter(reason, error)));
-            if let Err(payload) = written {
+            return written.unwrap_or_else(|payload| {
                 tracing::error!(panic = panic_message(payload.as_ref()), "a destructor panicked; contained");
                 discard_panic(payload);
-            }
+                None
+            });
         }
+        None
     }
 
-    /// Hands the command over to the dead letters, or back to who stops the queue.
-    fn write_letter(&mut self, reason: DeadLetterReason, error: Option<&LaneError>) {
+    /// Makes the command a letter, or hands it back to who stops the queue.
+    fn write_letter(&mut self, reason: DeadLetterReason, error: Option<&LaneError>) -> Option<Box<DeadLetter>> {
         let given_back = reason == DeadLetterReason::GivenBack;
-        if !given_back && self.running.lane.dead_letters().is_none() {
-            return;
+        let id = self.running.id;
+        let stored = self.stored().map(|stored| (stored.created_at, stored.is_stored().then(|| stored.stored_as(id))));
+        // A stored command that its queue gives back stays stored instead.
+        let is_stored = stored.as_ref().is_some_and(|(_, stored_as)| stored_as.is_some());
+        if given_back && is_stored || !given_back && self.running.lane.dead_letters().is_none() {
+            return None;
         }
         let info = self.info();
-        let Some(job) = self.job.take() else { return };
+        let job = self.job.take()?;
         // Others' code.
         let payload = contained(|| job.payload());
         let error = error.map_or_else(|| self.error_of(reason), ToString::to_string);
@@ -483,10 +580,22 @@ impl<J: Job> Accepted<J> {
             letter.tags = tags.iter().map(|tag| tag.to_string()).collect();
         }
         if given_back {
-            return self.running.lane.give_back_unstarted(letter);
+            self.running.lane.give_back_unstarted(letter);
+            return None;
         }
+        if let Some((created_at, stored_as)) = stored {
+            letter.accepted_at = created_at;
+            letter.stored = stored_as;
+        }
+        Some(Box::new(letter))
+    }
+
+    /// Keeps a letter among others.
+    fn keep_letter(&self, letter: DeadLetter) {
         let Some(letters) = self.running.lane.dead_letters() else { return };
+        let info = CommandInfo::new(&self.running.lane.id, letter.command_id, &letter.command_type);
         let evicted = letters.store(letter);
+        letters.gone(&evicted);
         self.running.lane.observe(|| Transition::DeadLettered { command: info, attempts: self.running.attempt });
         if let Some(evicted) = evicted {
             self.running.lane.observe(|| Transition::DeadLetterEvicted {
@@ -568,7 +677,7 @@ impl Future for Apart<'_> {
             let drained = self.lane.drain_deadline(drain);
             let shared = meta.shared;
             if shared.clock.now() >= drained {
-                let _ended = meta.life.try_end(End::Cancelled);
+                let _ended = meta.life.try_end(End::Stopped);
             } else if drained < self.sleep.deadline() {
                 // Woken then, it finds that its time is up.
                 self.sleep = Sleep::until(shared, drained);
@@ -582,12 +691,27 @@ impl Future for Apart<'_> {
 }
 
 impl<J: Job> Drop for Accepted<J> {
-    /// Dropped before its end: cancelled, expired, shed, or its executor was closed.
+    #[inline]
     fn drop(&mut self) {
+        if self.running.place != Whereabouts::Settled || self.extra.is_some() {
+            self.drop_unsettled();
+        }
+    }
+}
+
+impl<J: Job> Accepted<J> {
+    /// Dropped before its end: cancelled, expired, shed, or its executor was closed; or while its end is stored.
+    fn drop_unsettled(&mut self) {
         if self.running.place != Whereabouts::Settled {
             // Ends it, so that whoever finds it in a line leaves it there.
             let earlier = self.running.task.meta().life.try_end(End::Done).err();
             self.apply(decide(None, earlier, self.has_started(), None), None, false);
+        }
+        if self.is_storing() {
+            if let Some(stored) = self.stored() {
+                stored.let_go();
+            }
+            self.give_back();
         }
     }
 }
@@ -610,7 +734,9 @@ mod tests {
         let soon = Some(Duration::from_millis(1));
         for attempt in ATTEMPTS {
             for retry in [None, soon] {
-                assert_eq!(decide(attempt, Some(End::Cancelled), true, retry), Fate::Cancel);
+                for end in [End::Cancelled, End::Stopped] {
+                    assert_eq!(decide(attempt, Some(end), true, retry), Fate::Cancel);
+                }
                 assert_eq!(decide(attempt, Some(End::Expired), true, retry), Fate::TimeOut);
                 assert_eq!(decide(attempt, Some(End::Expired), false, retry), Fate::Expire);
                 assert_eq!(decide(attempt, Some(End::Shed), false, retry), Fate::Shed);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::dead_letter::DeadLetter;
+use crate::error::LaneError;
 
 /// How long each phase of [`QueueManager::stop`](crate::QueueManager::stop) may take. The sum is the one deadline.
 ///
@@ -35,7 +36,7 @@ impl Stop {
 
 /// What became of the commands that were accepted and not settled when [`QueueManager::stop`](crate::QueueManager::stop)
 /// was called.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct StopReport {
     /// They ended by themselves: completed, failed, timed out or expired.
@@ -46,8 +47,13 @@ pub struct StopReport {
     pub left_pending: usize,
     /// They still run: they block a worker and could not be stopped in time.
     pub left_active: usize,
-    /// Of those cancelled, the ones that never started: with what they were to do, where they can say.
+    /// Of those cancelled, the ones that stay stored: they run when the queue is built again.
+    pub still_stored: usize,
+    /// Of those cancelled, the ones that never started and are not stored: with what they were to do, where they can say.
     pub given_back: Vec<DeadLetter>,
+    /// What the store said at the end, if it did not end well: what was acknowledged without waiting for the store
+    /// may run again.
+    pub storage: Option<LaneError>,
     /// How long it took.
     pub waited: Duration,
 }

@@ -3,12 +3,16 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use event_listener::EventListener;
+use serde_json::Value;
 use thiserror::Error;
 
 use super::admission::Settings;
 use super::context::Wait;
+use super::durable::Shared;
 use super::extra::{Extra, Span};
 use super::keys::Queued;
 use super::lanes::LaneNumber;
@@ -86,8 +90,37 @@ impl Way {
 
 enum State<T> {
     Accepted(Task<Result<T>>),
-    /// It ended without its task, or never had one.
-    Ended(Option<Box<LaneError>>),
+    /// It has no task, or not any more. None once its result was given.
+    Without(Option<Box<Without<T>>>),
+}
+
+/// What a ticket has instead of a task. In a box: few have.
+enum Without<T> {
+    Ended(Result<T>),
+    /// Another submission has the command.
+    Shared(Other<T>),
+}
+
+/// A command that was submitted under the same idempotency key before.
+struct Other<T> {
+    shared: Arc<Shared>,
+    listener: Option<EventListener>,
+    read: fn(Value) -> Option<T>,
+}
+
+impl<T> Other<T> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        loop {
+            // Listened before it is looked at: so its end is not missed.
+            let listener = self.listener.get_or_insert_with(|| self.shared.listen());
+            if let Some(outcome) = self.shared.outcome() {
+                let unread = || LaneError::Other("the result of the first submission is not of this type".into());
+                return Poll::Ready(outcome.and_then(|value| (self.read)(value).ok_or_else(unread)));
+            }
+            ready!(Pin::new(listener).poll(cx));
+            self.listener = None;
+        }
+    }
 }
 
 /// There is no result and never will be: the executor was closed before the command settled, or the ticket has already given
@@ -106,7 +139,30 @@ impl<T> Ticket<T> {
         Self {
             id: CommandId::next(),
             limits: Limits::NONE,
-            state: State::Ended(Some(Box::new(error))),
+            state: State::Without(Some(Box::new(Without::Ended(Err(error))))),
+            way: None,
+            wait: None,
+        }
+    }
+
+    /// For a command that has ended before, under the same idempotency key.
+    pub(super) fn ended(id: CommandId, result: Result<T>) -> Self {
+        Self {
+            id,
+            limits: Limits::NONE,
+            state: State::Without(Some(Box::new(Without::Ended(result)))),
+            way: None,
+            wait: None,
+        }
+    }
+
+    /// For a command that another submission has.
+    pub(super) fn shared(id: CommandId, shared: Arc<Shared>, read: fn(Value) -> Option<T>) -> Self {
+        let other = Other { shared, listener: None, read };
+        Self {
+            id,
+            limits: Limits::NONE,
+            state: State::Without(Some(Box::new(Without::Shared(other)))),
             way: None,
             wait: None,
         }
@@ -125,16 +181,20 @@ impl<T> Ticket<T> {
             State::Accepted(task) => {
                 task.is_finished() || task.meta().is_none_or(|meta| meta.life.end() == Some(End::Expired))
             }
-            State::Ended(_) => true,
+            State::Without(without) => without.as_ref().is_none_or(|without| match &**without {
+                Without::Ended(_) => true,
+                Without::Shared(other) => other.shared.outcome().is_some(),
+            }),
         }
     }
 
-    /// Whether the command has begun to run. Also true once it has ended after that.
+    /// Whether the command has begun to run. Also true once it has ended after that. False of a command that was submitted
+    /// before, under the same idempotency key: its first ticket knows.
     #[must_use]
     pub fn has_started(&self) -> bool {
         match &self.state {
             State::Accepted(task) => task.meta().is_none_or(|meta| meta.life.has_started()),
-            State::Ended(_) => false,
+            State::Without(_) => false,
         }
     }
 
@@ -142,7 +202,8 @@ impl<T> Ticket<T> {
     /// [`is_cancelled`](crate::is_cancelled) at once, is dropped at its current await, and keeps its slot until then. The
     /// ticket resolves to [`LaneError::Cancelled`] at once, which says whether the command had started.
     ///
-    /// False if it is too late: the command has ended, and the ticket gives its result.
+    /// False if it is too late: the command has ended, and the ticket gives its result. Also false if the command was
+    /// submitted before, under the same idempotency key: its first ticket cancels it.
     pub fn cancel(&mut self) -> bool {
         let State::Accepted(task) = &mut self.state else { return false };
         let ended = task.meta().and_then(|meta| meta.life.try_end(End::Cancelled).ok());
@@ -151,13 +212,15 @@ impl<T> Ticket<T> {
             context::stop(&handle, true);
         }
         task.abort();
-        self.state = State::Ended(Some(Box::new(LaneError::Cancelled { started: ended.had_started })));
+        let cancelled = Without::Ended(Err(LaneError::Cancelled { started: ended.had_started }));
+        self.state = State::Without(Some(Box::new(cancelled)));
         true
     }
 
     /// Its result was given.
+    #[inline]
     fn end(&mut self) {
-        self.state = State::Ended(None);
+        self.state = State::Without(None);
         self.wait = None;
     }
 
@@ -170,11 +233,23 @@ impl<T> Unpin for Ticket<T> {}
 impl<T> Future for Ticket<T> {
     type Output = Result<Result<T>, TicketError>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let task = match &mut this.state {
-            State::Ended(error) => return Poll::Ready(error.take().map(|error| Err(*error)).ok_or(TicketError)),
             State::Accepted(task) => task,
+            State::Without(without) => {
+                let polled = poll_without(without, cx);
+                if polled.is_ready() {
+                    this.wait = None;
+                } else if let Some(Without::Shared(other)) = without.as_deref()
+                    && let Some(priority) = Wait::note(&mut this.wait)
+                    && let Some((handle, way)) = other.shared.target()
+                {
+                    this.way.get_or_insert(way).lift(Some(handle), priority);
+                }
+                return polled;
+            }
         };
         let polled = match task.poll_attached(cx) {
             // The way of most commands.
@@ -184,6 +259,20 @@ impl<T> Future for Ticket<T> {
             }
             polled => polled,
         };
+        this.poll_otherwise(polled, cx)
+    }
+}
+
+impl<T> Ticket<T> {
+    /// What is left of a poll in which the command did not just end.
+    #[inline]
+    fn poll_otherwise(
+        &mut self,
+        polled: Poll<Result<Result<T>, TaskError>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Result<T>, TicketError>> {
+        let this = self;
+        let State::Accepted(task) = &mut this.state else { return Poll::Pending };
         let meta = task.meta();
         let end = meta.and_then(|meta| meta.life.end());
         let started = meta.is_some_and(|meta| meta.life.has_started());
@@ -215,12 +304,28 @@ impl<T> Future for Ticket<T> {
     }
 }
 
+#[cold]
+fn poll_without<T>(
+    without: &mut Option<Box<Without<T>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Result<T>, TicketError>> {
+    if let Some(Without::Shared(other)) = without.as_deref_mut() {
+        let result = ready!(other.poll(cx));
+        *without = None;
+        return Poll::Ready(Ok(result));
+    }
+    Poll::Ready(match without.take().map(|without| *without) {
+        Some(Without::Ended(result)) => Ok(result),
+        _ => Err(TicketError),
+    })
+}
+
 impl Limits {
     /// The result of a command that ended in this way without giving one; none if it was dropped with its queue or executor.
     fn error<T>(self, end: Option<End>, started: bool) -> Option<Result<T>> {
         Some(Err(match end? {
             End::Done => return None,
-            End::Cancelled => LaneError::Cancelled { started },
+            End::Cancelled | End::Stopped => LaneError::Cancelled { started },
             End::Expired if started => LaneError::Timeout(self.running.get().unwrap_or_default()),
             End::Expired => LaneError::Expired { waited: self.waiting.get().unwrap_or_default() },
             End::Shed => LaneError::Shed,

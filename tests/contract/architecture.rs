@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["lib"],
     &["adapters", "monitor", "simulation"],
-    &["queue"],
-    &["executor", "limit", "event", "policy"],
+    &["queue", "testing"],
+    &["executor", "limit", "event", "policy", "storage"],
     &["clock", "id", "error"],
     &["sync"],
 ];
@@ -109,6 +109,23 @@ fn every_module_says_what_it_is() {
     for path in sources(&root().join("src")) {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("//!") || text.starts_with("#![doc"), "{} has no header", path.display());
+    }
+}
+
+#[test]
+fn every_guarantee_names_a_test_that_exists() {
+    let text = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    let mut named = 0;
+    for word in text.split('`').skip(1).step_by(2) {
+        let Some((module, test)) = word.split_once("::").filter(|(_, test)| test.contains('_')) else { continue };
+        named += 1;
+        let file = root().join("tests/contract").join(module).with_extension("rs");
+        let source = fs::read_to_string(&file).unwrap_or_else(|_| panic!("{word}: there is no {}", file.display()));
+        assert!(source.contains(&format!("\nfn {test}() {{")), "docs/guarantees.md names {word}, which does not exist");
+    }
+    assert!(named > 40, "{named}");
+    for other in ["tests/torture.rs", "src/adapters/redb/faults/bit_flips.rs"] {
+        assert!(root().join(other).exists(), "{other}");
     }
 }
 

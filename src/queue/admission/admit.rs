@@ -22,9 +22,22 @@ impl LaneCore {
         self.gate.hold(Hold::Paused);
     }
 
+    /// Holds commands back while the store says so.
+    pub(in crate::queue) fn hold_for_store(&self, hold: bool) {
+        if hold {
+            self.gate.hold(Hold::Store);
+        } else {
+            self.gate.unhold(Hold::Store);
+            self.pump();
+        }
+    }
+
     pub(in crate::queue) fn resume(&self) {
         self.gate.unhold(Hold::Paused);
         self.pump();
+        if let Some(store) = self.context().and_then(|context| context.store.as_ref()) {
+            store.tell_lanes_changed();
+        }
     }
 
     /// Admits what can be: after anything that allows more than before.

@@ -38,6 +38,16 @@ impl LaneCore {
         self.gate.submit(direct, room)
     }
 
+    /// Counts a command that was accepted before.
+    pub(in crate::queue) fn enter_again(&self, settings: &Settings, plain: bool) -> Submitted {
+        self.gate.reenter(plain && settings.limiter.is_none())
+    }
+
+    /// Counts a command as running, whatever limits and holds say.
+    pub(in crate::queue) fn run_anyway(&self) {
+        self.gate.take_anyway();
+    }
+
     /// Whether the lane accepts a command that is to wait apart; counts it if so.
     pub(in crate::queue) fn count_apart(&self, settings: &Settings) -> Submitted {
         if self.gate.status().closed {

@@ -32,7 +32,7 @@ impl LaneCore {
     pub(in crate::queue) fn abandon(&self) {
         self.close();
         if self.gate.status().held {
-            self.clear(End::Cancelled);
+            self.clear(End::Stopped);
         }
     }
 
@@ -40,7 +40,7 @@ impl LaneCore {
     /// what runs is.
     pub(in crate::queue) fn executor_closed(&self) {
         self.close();
-        self.clear(if self.gate.status().held { End::Cancelled } else { End::Done });
+        self.clear(if self.gate.status().held { End::Stopped } else { End::Done });
     }
 
     /// Commands have as long from now as their drain timeout says.
@@ -52,7 +52,7 @@ impl LaneCore {
     /// Ends every command: those that wait here, the others see it at their next poll.
     pub(in crate::queue) fn cancel_all(&self) {
         self.stopping.store(CANCELLING, Ordering::SeqCst);
-        self.clear(End::Cancelled);
+        self.clear(End::Stopped);
     }
 
     #[inline]
@@ -81,6 +81,15 @@ impl LaneCore {
 
     pub(in crate::queue) fn count_cancelled(&self) {
         self.cancelled.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Commands that were cancelled so far because their queue stops, and stay stored.
+    pub(in crate::queue) fn kept(&self) -> usize {
+        self.kept.load(Ordering::Acquire)
+    }
+
+    pub(in crate::queue) fn count_kept(&self) {
+        self.kept.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Some of its commands may have less time than the queue once that stops.

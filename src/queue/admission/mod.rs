@@ -42,10 +42,12 @@ use crate::queue::Priority;
 use crate::queue::command_queue::QueueCore;
 use crate::queue::config::LaneConfig;
 use crate::queue::dead_letter::DeadLetterQueue;
+use crate::queue::durable::Store;
 use crate::queue::keys::{Keys, Queued};
 use crate::queue::lanes::LaneNumber;
 use crate::queue::line::{Line, Place};
 use crate::queue::nested::Nested;
+use crate::storage::Durability;
 use crate::sync::OwnLine;
 
 use count::BIAS;
@@ -88,6 +90,8 @@ pub(super) struct LaneCore {
     random: AtomicU64,
     updating: Mutex<()>,
     cancelled: AtomicUsize,
+    /// Commands that were cancelled because their queue stops, and stay stored.
+    kept: AtomicUsize,
     drain_timeouts: AtomicBool,
     /// Set when the lane is registered.
     context: OnceLock<LaneContext>,
@@ -103,6 +107,21 @@ pub(super) struct LaneContext {
     pub(super) dead_letters: Option<DeadLetterQueue>,
     pub(super) pool: Option<Arc<SharedPool>>,
     pub(super) queue: Weak<QueueCore>,
+    pub(super) store: Option<Arc<Store>>,
+}
+
+impl LaneContext {
+    /// The store of a lane with these settings, and how durable its commands are there; none if they are in memory.
+    pub(super) fn durable(&self, settings: &Settings) -> Option<(&Arc<Store>, Durability)> {
+        let durability = settings.config.durability.unwrap_or(Durability::Synced);
+        let store = self.store.as_ref().filter(|_| durability != Durability::Memory)?;
+        Some((store, durability))
+    }
+
+    /// Whether a command in a lane with these settings has nothing that is to be remembered.
+    fn allows_plain(&self, settings: &Settings) -> bool {
+        settings.is_plain() && self.dead_letters.is_none() && self.durable(settings).is_none()
+    }
 }
 
 impl LaneCore {
@@ -128,6 +147,7 @@ impl LaneCore {
             random: AtomicU64::new(0),
             updating: Mutex::new(()),
             cancelled: AtomicUsize::new(0),
+            kept: AtomicUsize::new(0),
             drain_timeouts: AtomicBool::new(false),
             settings: ArcSwap::new(Settings::shared(config)),
             // Until it is known what the queue asks.
@@ -149,7 +169,7 @@ impl LaneCore {
 
     /// Binds the lane to its queue. False if it has one already.
     pub(super) fn register(&self, context: LaneContext) -> bool {
-        let plain = self.settings.load().is_plain() && context.dead_letters.is_none();
+        let plain = context.allows_plain(&self.settings.load());
         context.executor.shared().floor(self.priority, self.settings.load().config.min_concurrency > 0);
         self.random.store(context.executor.shared().seed(), Ordering::Relaxed);
         let registered = self.context.set(context).is_ok();

@@ -78,7 +78,8 @@ impl LaneCore {
         let mut config = before.config.clone();
         change(&mut config);
         let mut errors = ConfigErrors::default();
-        crate::queue::config::check_lane(&self.id, &config, self.priority, &mut errors);
+        let has_store = self.context().map(|context| context.store.is_some());
+        crate::queue::config::check_lane(&self.id, &config, self.priority, has_store, &mut errors);
         let pooled = self.context().is_some_and(|context| context.pool.is_some());
         if pooled && config.min_concurrency != before.config.min_concurrency {
             errors.push(
@@ -95,7 +96,7 @@ impl LaneCore {
             settings.limiter.clone_from(&before.limiter);
         }
         let (min, max) = (settings.config.min_concurrency, settings.config.max_concurrency);
-        let plain = settings.is_plain() && self.context().is_some() && self.dead_letters().is_none();
+        let plain = self.context().is_some_and(|context| context.allows_plain(&settings));
         self.settings.store(Arc::new(settings));
         self.plain.store(plain, Ordering::Relaxed);
         self.gate.set_max(max);
@@ -107,6 +108,10 @@ impl LaneCore {
         if !limit_stays {
             // The timer of the old limit may still come: it pumps once more.
             self.gate.unthrottle();
+        }
+        if let Some(store) = self.context().and_then(|context| context.store.as_ref()) {
+            // It may stop with the store now, or not any more.
+            store.hold_lanes();
         }
         self.room.notify(usize::MAX);
         for key in self.keys.list_all(|| self.per_key()) {

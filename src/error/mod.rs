@@ -1,9 +1,15 @@
 //! Errors that more than one layer speaks of.
 
+mod storage;
+
 use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
+
+pub use storage::StorageError;
+
+use crate::id::CommandId;
 
 /// `std::result::Result` with [`LaneError`].
 pub type Result<T, E = LaneError> = std::result::Result<T, E>;
@@ -69,6 +75,26 @@ pub enum LaneError {
     /// The queue is shutting down and accepts no more commands. Nothing was stored.
     #[error("queue is shutting down, not accepting new commands")]
     ShutdownInProgress,
+    /// The store could not do what was asked. Of a submission: the command was not accepted, unless the store says that the
+    /// outcome is unknown.
+    #[error("storage: {0}")]
+    Storage(#[from] StorageError),
+    /// The lane accepts only what survives a restart, and this would not. Nothing was stored.
+    #[error("lane {lane_id:?} is durable: {hint}")]
+    NotDurable {
+        /// Which lane.
+        lane_id: String,
+        /// What is missing, and what to do.
+        hint: String,
+    },
+    /// The idempotency key belongs to a command with another type or payload. Nothing was stored.
+    #[error("idempotency key {key:?} was used for another command, {command_id}: use a new key for new work")]
+    IdempotencyConflict {
+        /// The key.
+        key: String,
+        /// The command that has it.
+        command_id: CommandId,
+    },
     /// A failure that trying again does not mend; see [`LaneError::permanent`]. Built-in retry policies give up at once.
     #[error("{0} (permanent)")]
     Permanent(#[source] Box<Self>),

@@ -1,0 +1,3 @@
+//! Tests for what you write against this crate: feature `testing`.
+
+pub mod storage;
