@@ -16,7 +16,7 @@ use crate::results::{About, Allocator, Results, Row};
 use crate::workloads;
 
 const USAGE: &str = "\
-usage: compare [--quick] [--workers N] [--json FILE] [--report] [PART OF A WORKLOAD'S NAME]
+usage: compare [--quick] [--workers N] [--json FILE] [--report] [--contender NAME] [PART OF A WORKLOAD'S NAME]
        compare report FILE
 
   --quick      a tenth of the work, three times: shows that everything runs
@@ -24,6 +24,8 @@ usage: compare [--quick] [--workers N] [--json FILE] [--report] [PART OF A WORKL
   --json FILE  writes the results there
   --report     of a run that is neither quick nor of selected workloads: writes benches/compare/results.json, and does
                what `report` does with it
+  --contender NAME
+               this one only, as for a profile; the others are not measured
   report FILE  makes BENCHMARKS.md, its charts and the README's section from such a file";
 
 /// What is to be measured.
@@ -33,6 +35,7 @@ struct Options {
     json: Option<PathBuf>,
     report: bool,
     only: Option<String>,
+    contender: Option<String>,
     /// Prints rows as JSON, for the process that asked for them.
     rows: bool,
 }
@@ -74,7 +77,8 @@ fn run(allocator: Allocator) -> Result<(), Box<dyn Error>> {
 
 impl Options {
     fn parse(arguments: Vec<String>) -> Result<Self, String> {
-        let mut options = Self { quick: false, workers: 2, json: None, report: false, only: None, rows: false };
+        let mut options =
+            Self { quick: false, workers: 2, json: None, report: false, only: None, contender: None, rows: false };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value\n{USAGE}"));
@@ -82,6 +86,7 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--report" => options.report = true,
                 "--rows" => options.rows = true,
+                "--contender" => options.contender = Some(value()?),
                 "--json" => options.json = Some(value()?.into()),
                 "--workers" => {
                     let workers = value()?.parse().ok().filter(|&workers| workers > 0);
@@ -110,7 +115,7 @@ impl Options {
             }
         }
         if rows.is_empty() {
-            return Err("no workload has such a name".into());
+            return Err("no workload, or no contender of one, has such a name".into());
         }
         let results = Results {
             version: Results::VERSION,
@@ -130,7 +135,7 @@ impl Options {
         if let Some(file) = &self.json {
             write(file, &results)?;
         }
-        if self.report && (self.quick || self.only.is_some()) {
+        if self.report && (self.quick || self.only.is_some() || self.contender.is_some()) {
             println!("no report is made of a quick run or of selected workloads");
         } else if self.report {
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("results.json");
@@ -151,7 +156,10 @@ impl Options {
             if self.only.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
                 continue;
             }
-            let measured = measure(&*workload, &cast, plan, allocator);
+            let measured = measure(&*workload, &cast, plan, allocator, self.contender.as_deref());
+            if measured.is_empty() {
+                continue;
+            }
             writeln!(out, "{}", report::table(&workload.what(), &measured, &[]))?;
             about.push(About { workload: name, what: workload.what() });
             rows.extend(measured);
@@ -166,6 +174,9 @@ impl Options {
         command.arg("--rows").args(["--workers", &self.workers.to_string()]).stderr(Stdio::inherit());
         if self.quick {
             command.arg("--quick");
+        }
+        if let Some(contender) = &self.contender {
+            command.args(["--contender", contender]);
         }
         command.args(&self.only);
         let output =
@@ -192,7 +203,7 @@ mod tests {
         let options = parse("--quick --workers 4 --json out.json spawn/").expect("all of them exist");
         assert!(options.quick && !options.rows);
         assert_eq!((options.workers, options.only.as_deref()), (4, Some("spawn/")));
-        for wrong in ["--fast", "--workers", "--workers 0", "--workers two", "--json"] {
+        for wrong in ["--fast", "--workers", "--workers 0", "--workers two", "--json", "--contender"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

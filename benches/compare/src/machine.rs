@@ -1,6 +1,7 @@
 //! What the numbers were taken on, and how busy it was. Linux only: elsewhere the fields are empty.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ pub struct Machine {
     pub cpus: usize,
     pub kernel: String,
     pub memory_gib: f64,
+    /// The file system of the place for temporary files, where stores are.
+    #[serde(default)]
+    pub stores_on: String,
 }
 
 fn read(path: &str) -> String {
@@ -26,8 +30,20 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: read("/proc/sys/kernel/osrelease"),
             memory_gib: (meminfo("MemTotal:") as f64 / (1 << 30) as f64 * 10.0).round() / 10.0,
+            stores_on: file_system(&std::env::temp_dir(), &read("/proc/mounts")),
         }
     }
+}
+
+/// Of that path, by what is mounted: the deepest place above it, and of those the last.
+fn file_system(path: &Path, mounts: &str) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (at, kind) = (Path::new(fields.next()?), fields.next()?);
+        path.starts_with(at).then(|| (at.components().count(), kind))
+    });
+    mounts.max_by_key(|&(depth, _)| depth).map_or_else(String::new, |(_, kind)| kind.to_owned())
 }
 
 /// Bytes that can be had without swapping.
@@ -91,5 +107,18 @@ impl Threads {
             all.cpu_ns += number(schedstat.split(' ').next());
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_system_is_that_of_the_deepest_mount() {
+        let mounts = "/dev/a / ext4 rw 0 0\ntmpfs /nowhere tmpfs rw 0 0\n/dev/b /nowhere/deep xfs rw 0 0\n";
+        let of = |path: &str| file_system(Path::new(path), mounts);
+        assert_eq!([of("/home/x"), of("/nowhere"), of("/nowhere/deep/er")], ["ext4", "tmpfs", "xfs"]);
+        assert_eq!(file_system(Path::new("/x"), ""), "");
     }
 }

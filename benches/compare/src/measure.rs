@@ -74,9 +74,10 @@ impl Plan {
 }
 
 /// Every contender once, then every contender again: whatever disturbs the machine for a while disturbs them all. A
-/// different one begins each time.
-pub fn measure(workload: &dyn Workload, cast: &Cast, plan: Plan, allocator: Allocator) -> Vec<Row> {
+/// different one begins each time. With `only`, the contender of that name, if there is one.
+pub fn measure(workload: &dyn Workload, cast: &Cast, plan: Plan, allocator: Allocator, only: Option<&str>) -> Vec<Row> {
     let mut contenders = workload.contenders(cast);
+    contenders.retain(|contender| only.is_none_or(|name| contender.name == name));
     let figures = workload.figures();
     let most = plan.max_repeats.min(workload.max_repeats());
     let least = plan.min_repeats.min(most);
@@ -144,8 +145,10 @@ mod tests {
     #[test]
     fn ratio_is_to_the_best_peer_and_warm_ups_are_not_counted() {
         let plan = Plan { warmups: 2, min_repeats: 3, max_repeats: 5, enough: Duration::ZERO };
-        let rows = measure(&Counted, &Cast::new(1), plan, Allocator::System);
+        let rows = measure(&Counted, &Cast::new(1), plan, Allocator::System, None);
         let ratios: Vec<_> = rows.iter().map(|row| (row.contender.as_str(), row.ratio, row.repeats)).collect();
         assert_eq!(ratios, [("ours", Some(2.0), 3), ("slow", Some(0.5), 3), ("fast", Some(1.0), 3)]);
+        let rows = measure(&Counted, &Cast::new(1), plan, Allocator::System, Some("slow"));
+        assert_eq!(rows.iter().map(|row| row.contender.as_str()).collect::<Vec<_>>(), ["slow"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::text::{number, quantity, time};
 use crate::results::{Allocator, Figure, Results, Row};
-use crate::workloads::{control, managers, memory, wake};
+use crate::workloads::{control, durable, managers, memory, wake};
 
 struct Goal {
     work: &'static str,
@@ -120,6 +120,29 @@ const GOALS: &[Goal] = &[
         },
     },
     Goal {
+        work: "durable submission, acknowledged when synced, 1 to 64 producers",
+        goal: ">= 0.8x redb alone with the same bytes and group commit",
+        measured: |results| each_faster(results, "durable/submit-", &PRODUCERS, "corelane", durable::REDB, 0.8),
+    },
+    Goal {
+        work: "durable batch of equal size: 1, 64 and 1,024 commands saved and removed",
+        goal: ">= 0.8x redb alone with the same bytes",
+        measured: |results| each_faster(results, "durable/batch-", &BATCHES, durable::ALONE, durable::REDB, 0.8),
+    },
+    Goal {
+        work: "durable submission beside 1,000 stored commands, 64 producers",
+        goal: ">= 100x a3s-lane 0.5.1, which does not sync",
+        measured: |results| faster(results, "durable/submit-64-beside-1000", "corelane", &[durable::A3S_05], 100.0),
+    },
+    Goal {
+        work: "recovery of 1 M pending commands",
+        goal: ">= 300,000 a second",
+        measured: |results| {
+            let rate = 1e9 / system(results, "durable/recovery-1M", "corelane")?.figures[0].median;
+            Some(Measured { met: rate >= 300_000.0, text: format!("{} a second", number(rate)) })
+        },
+    },
+    Goal {
         work: "from 1 to 16 workers",
         goal: ">= 80 % efficiency at 16, where there are 16 CPUs",
         measured: |_| None,
@@ -141,6 +164,17 @@ fn faster(results: &Results, workload: &str, ours: &str, peers: &[&str], times: 
     let ratio = best / median(ours)?;
     Some(Measured { met: ratio >= times, text: format!("{}x", number(ratio)) })
 }
+
+/// Several workloads with the same goal: all of them are to meet it.
+fn each_faster(results: &Results, prefix: &str, sizes: &[u32], ours: &str, peer: &str, times: f64) -> Option<Measured> {
+    let each = sizes.iter().map(|size| faster(results, &format!("{prefix}{size}"), ours, &[peer], times));
+    let each = each.collect::<Option<Vec<_>>>()?;
+    let texts: Vec<_> = each.iter().map(|measured| measured.text.as_str()).collect();
+    Some(Measured { met: each.iter().all(|measured| measured.met), text: texts.join(", ") })
+}
+
+const PRODUCERS: [u32; 4] = [1, 4, 16, 64];
+const BATCHES: [u32; 3] = [1, 64, 1024];
 
 pub fn table(results: &Results) -> String {
     let mut table = "| work | goal | measured | |\n|---|---|---|---|\n".to_owned();

@@ -2,6 +2,7 @@
 
 mod commands;
 pub mod control;
+pub mod durable;
 mod gate;
 mod limiters;
 pub mod managers;
@@ -91,7 +92,30 @@ fn timed(quick: bool) -> Workloads {
         }));
     }
     all.push(Box::new(wake::Wake { rounds: 200 / scale as usize }));
+    all.extend(durable(quick));
     Workloads { all, left_out }
+}
+
+fn durable(quick: bool) -> Vec<Box<dyn Workload>> {
+    use durable::{Batch, Durable, Part, Recovery};
+    let scale = if quick { 10 } else { 1 };
+    let few = if quick { 6 } else { 18 };
+    let mut all: Vec<Box<dyn Workload>> = Vec::new();
+    for part in [Part::Submit, Part::Life] {
+        for producers in [1, 4, 16, 64] {
+            let (commands, rewritten) = (100 / scale, (64 / producers as u64).max(2));
+            all.push(Box::new(Durable { part, producers, commands, rewritten, few, stored: 0 }));
+        }
+    }
+    for producers in [1, 64] {
+        let (part, commands, rewritten) = (Part::Submit, 100 / scale, (64 / producers as u64).max(2));
+        all.push(Box::new(Durable { part, producers, commands, rewritten, few, stored: 1000 }));
+    }
+    for (saved, batches) in [(1, 100), (64, 50), (1024, 10)] {
+        all.push(Box::new(Batch { saved, batches: (batches / scale).max(2) }));
+    }
+    all.push(Box::new(Recovery { commands: 1_000_000 / scale }));
+    all
 }
 
 /// A generous estimate of what a command takes with its ticket, to have room for the rest of the machine.
