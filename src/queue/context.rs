@@ -100,16 +100,20 @@ impl Running {
 
     /// It waits for another command, which could not run while this one runs alone.
     pub(super) fn end_trial(&self) {
-        if let Some(trial) = self.with_family(|family| family.trial.take()) {
+        // Most are not on trial: nothing is made for that.
+        let Some(mut family) = self.family.take() else { return };
+        let trial = family.trial.take();
+        self.family.set(Some(family));
+        if let Some(trial) = trial {
             trial.end();
         }
     }
 
     /// The attempt was given up: so is what it has submitted. If its queue stops, that is why its children end, too.
     pub(super) fn give_up(&self) {
+        let Some(family) = self.family.take() else { return };
         let stops = self.lane.is_cancelling() || self.task.meta().life.end() == Some(End::Stopped);
         let end = if stops { End::Stopped } else { End::Cancelled };
-        let Some(family) = self.family.take() else { return };
         if let Some(token) = family.token {
             token.store(true, Ordering::Release);
         }

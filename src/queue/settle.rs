@@ -491,7 +491,9 @@ impl<J: Job> Accepted<J> {
         let Some(stored) = self.stored() else { return };
         if stays {
             stored.leave();
-            self.running.lane.count_kept();
+            if stored.is_stored() {
+                self.running.lane.count_kept();
+            }
         } else {
             stored.end(id, letter, error, completion);
         }

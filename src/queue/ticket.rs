@@ -272,7 +272,7 @@ impl<T> Ticket<T> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Result<T>, TicketError>> {
         let this = self;
-        let State::Accepted(task) = &mut this.state else { return Poll::Pending };
+        let State::Accepted(task) = &mut this.state else { return Poll::Ready(Err(TicketError)) };
         let meta = task.meta();
         let end = meta.and_then(|meta| meta.life.end());
         let started = meta.is_some_and(|meta| meta.life.has_started());

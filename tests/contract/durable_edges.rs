@@ -1,7 +1,6 @@
 //! Durable lanes where several things happen at once: each test is of a fault that a review has found.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::stores::*;
@@ -196,95 +195,12 @@ fn a_parked_command_whose_key_other_work_has_got_is_not_lost() {
     assert_eq!(steps.numbers(), [2]);
 }
 
-#[derive(Clone, Default)]
-struct Slow {
-    inner: MemoryStorage,
-    slow: Arc<AtomicBool>,
-    panics: Arc<AtomicBool>,
-    unknown: Arc<AtomicBool>,
-    bad_page: Arc<AtomicBool>,
-}
-
-#[async_trait]
-impl Storage for Slow {
-    async fn save_command(&self, c: StoredCommand) -> Result<()> {
-        self.inner.save_command(c).await
-    }
-    async fn load_commands(&self) -> Result<Vec<StoredCommand>> {
-        self.inner.load_commands().await
-    }
-    async fn remove_command(&self, id: &str) -> Result<()> {
-        self.inner.remove_command(id).await
-    }
-    async fn save_dead_letter(&self, l: StoredDeadLetter) -> Result<()> {
-        self.inner.save_dead_letter(l).await
-    }
-    async fn load_dead_letters(&self) -> Result<Vec<StoredDeadLetter>> {
-        self.inner.load_dead_letters().await
-    }
-    async fn clear_dead_letters(&self) -> Result<()> {
-        self.inner.clear_dead_letters().await
-    }
-    async fn clear_all(&self) -> Result<()> {
-        self.inner.clear_all().await
-    }
-    fn capabilities(&self) -> StorageCapabilities {
-        self.inner.capabilities()
-    }
-    async fn apply(&self, changes: Vec<Change>, d: Durability) -> Result<()> {
-        let slow = changes.iter().any(|c| matches!(c, Change::Replay(_) | Change::RemoveDeadLetters { .. }));
-        if slow && self.slow.load(Ordering::SeqCst) {
-            pauses(3).await;
-        }
-        let unknown =
-            changes.iter().any(|c| matches!(c, Change::GiveUp(_))) && self.unknown.swap(false, Ordering::SeqCst);
-        self.inner.apply(changes, d).await?;
-        if unknown {
-            return Err(StorageError::OutcomeUnknown("sync".into()).into());
-        }
-        Ok(())
-    }
-    async fn recover(&self) -> Result<Recovery> {
-        self.inner.recover().await
-    }
-    async fn load_page(&self, a: Option<&StoredCommand>, l: usize) -> Result<Vec<StoredCommand>> {
-        if self.bad_page.swap(false, Ordering::SeqCst) {
-            return Err(io().into());
-        }
-        self.inner.load_page(a, l).await
-    }
-    fn mark_started(&self, id: &str) -> Option<StartMark> {
-        self.inner.mark_started(id)
-    }
-    fn unmark(&self, m: StartMark) {
-        assert!(!self.panics.load(Ordering::SeqCst), "of a store");
-        self.inner.unmark(m);
-    }
-    async fn finish(&self) -> Result<()> {
-        self.inner.finish().await
-    }
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
-    }
-}
-
-/// Not ready the first `polls` times.
-async fn pauses(polls: usize) {
-    let mut left = polls;
-    std::future::poll_fn(|cx| {
-        cx.waker().wake_by_ref();
-        left = left.saturating_sub(1);
-        if left == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-}
-
-fn letter_on(world: &mut World, s: &Slow, steps: &Steps) -> QueueManager {
+fn letter_on(world: &mut World, s: &Fragile, steps: &Steps) -> QueueManager {
     let m = manager_on(world.executor(), Arc::new(s.clone()), &[("a", plain(), 0)]);
     block_on(m.submit_durable("a", steps.step(1, Does::FailsUntil(1)))).unwrap().detach();
     world.advance(5);
     assert_eq!(letters_in(&s.inner).len(), 1);
-    s.slow.store(true, Ordering::SeqCst);
+    s.pause_on(|change| matches!(change, Change::Replay(_) | Change::RemoveDeadLetters { .. }));
     m
 }
 
@@ -292,7 +208,7 @@ fn letter_on(world: &mut World, s: &Slow, steps: &Steps) -> QueueManager {
 fn a_replay_is_stored_before_the_end_of_what_it_runs() {
     let steps = Steps("t11");
     let mut world = World::new(1, 1);
-    let s = Slow::default();
+    let s = Fragile::default();
     let m = letter_on(&mut world, &s, &steps);
     assert_eq!(m.requeue_dead_letters(|_| true).requeued, 1);
     world.advance(5);
@@ -308,7 +224,7 @@ fn a_replay_is_stored_before_the_end_of_what_it_runs() {
 fn a_letter_that_is_put_back_is_stored() {
     let steps = Steps("t12");
     let mut world = World::new(1, 1);
-    let s = Slow::default();
+    let s = Fragile::default();
     let m = letter_on(&mut world, &s, &steps);
     for letter in m.dlq().unwrap().take_where(|_| true) {
         m.dlq().unwrap().put_back(letter);
@@ -322,13 +238,13 @@ fn a_letter_that_is_put_back_is_stored() {
 fn stop_returns_when_removed_letters_are_removed() {
     let steps = Steps("t13");
     let executor = executor(1);
-    let s = Slow::default();
+    let s = Fragile::default();
     let m = manager_on(&executor, Arc::new(s.clone()), &[("a", plain(), 0)]);
     let failed = block_on(m.submit_durable("a", steps.step(1, Does::Fails))).unwrap();
     assert!(block_on(failed).unwrap().is_err());
     block_on(m.drain(HANG)).unwrap();
     assert_eq!(letters_in(&s.inner).len(), 1);
-    s.slow.store(true, Ordering::SeqCst);
+    s.pause_on(|change| matches!(change, Change::Replay(_) | Change::RemoveDeadLetters { .. }));
     drop(m.dlq().unwrap().take_where(|_| true));
     let report = finish("stop", m.stop(Stop::drain(HANG)));
     assert!(report.storage.is_none());
@@ -339,12 +255,12 @@ fn stop_returns_when_removed_letters_are_removed() {
 fn a_store_that_panics_costs_a_lane_nothing() {
     let steps = Steps("t14");
     let mut world = World::new(1, 1);
-    let s = Slow::default();
+    let s = Fragile::default();
     let m = manager_on(world.executor(), Arc::new(s.clone()), &[("a", plain(), 0)]);
-    s.panics.store(true, Ordering::SeqCst);
+    s.panic_on_unmark(true);
     block_on(m.submit_durable("a", steps.step(1, Does::Returns))).unwrap().detach();
     world.advance(5);
-    s.panics.store(false, Ordering::SeqCst);
+    s.panic_on_unmark(false);
     block_on(m.submit_durable("a", steps.step(2, Does::Returns))).unwrap().detach();
     world.advance(5);
     assert_eq!(steps.numbers(), [1, 2], "{:?}", status(&m, "a"));
@@ -585,9 +501,9 @@ fn a_letter_is_stored_before_it_is_seen() {
 fn an_unknown_outcome_leaves_one_letter() {
     let steps = Steps("t27");
     let mut world = World::new(1, 1);
-    let s = Slow::default();
+    let s = Fragile::default();
     let m = manager_on(world.executor(), Arc::new(s.clone()), &[("a", plain(), 0)]);
-    s.unknown.store(true, Ordering::SeqCst);
+    s.lose_sight_of(|change| matches!(change, Change::GiveUp(_)));
     block_on(m.submit_durable("a", steps.step(1, Does::Fails))).unwrap().detach();
     world.advance(5);
     world.jump(Duration::from_secs(5));
@@ -603,8 +519,8 @@ fn an_unknown_outcome_leaves_one_letter() {
 #[test]
 fn a_queue_that_could_not_be_built_lets_its_store_go() {
     let world = World::new(1, 1);
-    let s = Slow::default();
-    s.bad_page.store(true, Ordering::SeqCst);
+    let s = Fragile::default();
+    s.fail_next_page(io());
     let arc = Arc::new(s.clone());
     assert!(block_on(builder_on(world.executor(), arc.clone(), &[("a", plain(), 0)]).build()).is_err());
     let again = block_on(builder_on(world.executor(), arc.clone(), &[("a", plain(), 0)]).build());
@@ -712,4 +628,21 @@ fn a_suspect_that_waits_for_a_command_of_its_own_is_not_waited_for() {
     block_on(m.start()).unwrap();
     world.jump(Duration::from_secs(20));
     assert_eq!(Steps("t33").numbers(), [7], "its trial ends when it waits for another command");
+}
+
+#[test]
+fn a_queue_that_is_dropped_while_a_suspect_waits_for_its_lane_lets_its_store_go() {
+    let steps = Steps("t34");
+    let mut world = World::new(1, 1);
+    let s = Arc::new(MemoryStorage::new());
+    suspects(&s, &steps, 2);
+    let m = unstarted_on(world.executor(), s.clone(), &[("a", plain(), 0)]);
+    m.pause("a").unwrap();
+    block_on(m.start()).unwrap();
+    world.advance(5);
+    assert!(steps.numbers().is_empty());
+    drop(m);
+    world.advance(5);
+    assert!(steps.numbers().is_empty(), "nobody has resumed its lane");
+    assert_eq!((stored(&s).len(), Arc::strong_count(&s)), (2, 1));
 }

@@ -144,6 +144,12 @@ struct State {
     held: Option<Barrier>,
     /// It saves and says that it does not know.
     makes_it_all_the_same: bool,
+    /// These changes are not made at once.
+    pauses_on: Option<fn(&Change) -> bool>,
+    /// The next of these is made, and it says that it does not know.
+    unknown: Option<fn(&Change) -> bool>,
+    unmark_panics: bool,
+    next_page: Option<StorageError>,
     probes: usize,
     /// Changes that are held.
     waiting: usize,
@@ -162,6 +168,22 @@ impl Fragile {
     pub(crate) fn save_and_fail_with(&self, error: StorageError) {
         let mut state = self.state();
         (state.fails_with, state.makes_it_all_the_same) = (Some(error), true);
+    }
+
+    pub(crate) fn pause_on(&self, which: fn(&Change) -> bool) {
+        self.state().pauses_on = Some(which);
+    }
+
+    pub(crate) fn lose_sight_of(&self, which: fn(&Change) -> bool) {
+        self.state().unknown = Some(which);
+    }
+
+    pub(crate) fn panic_on_unmark(&self, panics: bool) {
+        self.state().unmark_panics = panics;
+    }
+
+    pub(crate) fn fail_next_page(&self, error: StorageError) {
+        self.state().next_page = Some(error);
     }
 
     pub(crate) fn heal(&self) {
@@ -236,11 +258,18 @@ impl Storage for Fragile {
             held.passed().await;
             self.state().waiting -= 1;
         }
+        let pauses = self.state().pauses_on.is_some_and(|which| changes.iter().any(which));
+        if pauses {
+            pause(3).await;
+        }
+        let is_lost = |which: &mut fn(&Change) -> bool| changes.iter().any(*which);
+        let lost = self.state().unknown.take_if(is_lost).is_some();
         let failure = self.failure(&changes);
         let saves = changes.iter().all(|change| matches!(change, Change::Save(_)));
         if failure.is_none() || saves && self.state().makes_it_all_the_same {
             self.inner.apply(changes, durability).await?;
         }
+        let failure = failure.or_else(|| lost.then(|| StorageError::OutcomeUnknown("of a test".into())));
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
@@ -249,7 +278,11 @@ impl Storage for Fragile {
     }
 
     async fn load_page(&self, after: Option<&StoredCommand>, limit: usize) -> Result<Vec<StoredCommand>> {
-        self.inner.load_page(after, limit).await
+        let failure = self.state().next_page.take();
+        match failure {
+            Some(error) => Err(error.into()),
+            None => self.inner.load_page(after, limit).await,
+        }
     }
 
     fn mark_started(&self, id: &str) -> Option<StartMark> {
@@ -257,6 +290,7 @@ impl Storage for Fragile {
     }
 
     fn unmark(&self, mark: StartMark) {
+        assert!(!self.state().unmark_panics, "of a test");
         self.inner.unmark(mark);
     }
 
@@ -272,4 +306,18 @@ impl Storage for Fragile {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
+}
+
+/// Not ready the first `polls` times.
+async fn pause(polls: usize) {
+    let mut left = polls;
+    std::future::poll_fn(|cx| {
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        left -= 1;
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
 }

@@ -197,8 +197,7 @@ impl Drop for Counted {
 impl Suspect {
     pub(super) fn run_alone(self, trial: Trial) {
         let Self { command, lane, mut again, mut counted } = self;
-        // Of a queue that stops it stays stored.
-        if !lane.core().is_cancelling() {
+        if !is_given_up(&lane) {
             again.stored.on_trial(trial);
             counted.comes = true;
             command.run_alone(&lane, again);
@@ -206,20 +205,26 @@ impl Suspect {
         drop(counted);
     }
 
-    /// Returns when its lane is not paused.
+    /// Returns when its lane is not paused, or it is given up.
     pub(super) fn may_run(&self, store: &Arc<Store>) -> impl Future<Output = ()> + Send + 'static {
         let (lane, store) = (self.lane.clone(), Arc::clone(store));
         async move {
             loop {
                 // Listened before it is looked at: so it is not missed.
                 let listener = store.lanes_changed().listen();
-                if !lane.is_paused() || lane.core().is_cancelling() {
+                if !lane.is_paused() || is_given_up(&lane) {
                     return;
                 }
                 listener.await;
             }
         }
     }
+}
+
+/// Whether what waits to run alone in a lane never will, and stays stored: its queue stops, or is gone while it is paused.
+fn is_given_up(lane: &Lane) -> bool {
+    let is_gone = || lane.core().context().is_none_or(|context| context.queue.strong_count() == 0);
+    lane.core().is_cancelling() || lane.is_paused() && is_gone()
 }
 
 /// Takes over what is stored. Nothing runs before the queue is started.
@@ -230,7 +235,7 @@ pub(in crate::queue) async fn recover(
     wanted: bool,
 ) -> Result<()> {
     let found = store.storage.recover().await?;
-    let recovered = take_over(queue, store, limit, wanted, found).await;
+    let recovered = take_over_all(queue, store, limit, wanted, found).await;
     if recovered.is_err() {
         // Who builds it again is to have the store.
         let _also_fails = store.storage.finish().await;
@@ -238,7 +243,7 @@ pub(in crate::queue) async fn recover(
     recovered
 }
 
-async fn take_over(
+async fn take_over_all(
     queue: &CommandQueue,
     store: &Arc<Store>,
     limit: CrashLimit,

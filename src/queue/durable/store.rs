@@ -1,8 +1,8 @@
 //! The queue's side of a store: who gets which number, what is handed over, and what happens when it fails.
 //!
 //! A submission waits for its change and hears what became of it. The end of a command waits for nobody: it goes through the
-//! `outbox`, which keeps what the store refuses. While the store fails it is asked
-//! once a second; lanes that stop meanwhile are held. Full is no failure in that sense: commands end, and make room.
+//! `outbox`, which keeps what the store refuses. While the store fails it is asked once a second; lanes that stop meanwhile are
+//! held. Full is no failure in that sense: commands end, and make room.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -81,7 +81,7 @@ impl Lane {
             return Err(Rejected { error: LaneError::ShutdownInProgress, command: job });
         }
         let looked = core.check_options(&settings, &options, true).and_then(|()| self.look(&job, &settings, store));
-        let Looked { payload, version } = match looked {
+        let looked = match looked {
             Ok(looked) => looked,
             Err(error) => return Err(Rejected { error, command: job }),
         };
@@ -90,7 +90,7 @@ impl Lane {
         }
         let id = store.next_id();
         let claim = loop {
-            match claim(store, &options, job.command_type(), payload.as_ref(), id) {
+            match claim(store, &options, job.command_type(), looked.payload.as_ref(), id) {
                 Ok(None) => break None,
                 Ok(Some(Found::New(claim))) => break Some(claim),
                 Ok(Some(Found::Running(id, shared))) => {
@@ -106,11 +106,8 @@ impl Lane {
                 Err(error) => return Err(Rejected { error, command: job }),
             }
         };
-        let mut record = StoredCommand::new(id.to_string(), job.command_type(), self.id(), payload.unwrap_or_default());
-        record.sequence = id.sequence();
-        record.payload_version = version.unwrap_or(1);
-        record.recoverable = version.is_some();
-        record.terms = terms_of(&options);
+        let version = looked.version;
+        let mut record = self.record(id, id.sequence(), job.command_type(), looked, &options);
         let created_at = record.created_at;
         let mut incoming = Incoming::new(core, context, &settings, Some(options), job.size());
         let reservation = match incoming.reserve() {
@@ -173,6 +170,25 @@ impl Lane {
         Ok(Looked { payload, version })
     }
 
+    /// A command as it is stored.
+    fn record(
+        &self,
+        id: CommandId,
+        sequence: u64,
+        command_type: &str,
+        looked: Looked,
+        options: &SubmitOptions,
+    ) -> StoredCommand {
+        let Looked { payload, version } = looked;
+        let mut record = StoredCommand::new(id.to_string(), command_type, self.id(), payload.unwrap_or_default());
+        record.sequence = sequence;
+        record.payload_version = version.unwrap_or(1);
+        record.recoverable = version.is_some();
+        record.terms = terms_of(options);
+        record.replays = options.replays;
+        record
+    }
+
     /// A command that does not wait for the store: refused, but for one that the store has already, in another form.
     pub(in crate::queue) fn accept_unstored<J: Job>(
         &self,
@@ -189,18 +205,14 @@ impl Lane {
             return Err(Rejected { error: self.not_durable(hint), command: job });
         };
         let looked = self.look(&job, settings, store);
-        let Looked { payload, version } = match store.refusal().map_or(looked, Err) {
+        let looked = match store.refusal().map_or(looked, Err) {
             Ok(looked) => looked,
             Err(error) => return Err(Rejected { error, command: job }),
         };
         let id = if origin.is_stored() && options.replays_stored { origin } else { store.next_id() };
-        let mut record = StoredCommand::new(id.to_string(), job.command_type(), self.id(), payload.unwrap_or_default());
+        let version = looked.version;
         // Its place is at the end again.
-        record.sequence = store.next_sequence();
-        record.payload_version = version.unwrap_or(1);
-        record.recoverable = version.is_some();
-        record.terms = terms_of(&options);
-        record.replays = options.replays;
+        let record = self.record(id, store.next_sequence(), job.command_type(), looked, &options);
         let created_at = record.created_at;
         let mut incoming = Incoming::new(core, context, settings, Some(options), job.size());
         let submitted = match incoming.count() {
