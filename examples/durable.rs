@@ -54,7 +54,11 @@ impl DurableCommand for SendInvoice {
                 self.customer
             );
         } else {
-            fs::write(file, &self.customer).map_err(|error| LaneError::CommandError(error.to_string()))?;
+            // Whole or not at all: a process can also die between the creation of a file and what is written to it.
+            let draft = self.outbox.with_file_name(format!("{id}.draft"));
+            fs::write(&draft, &self.customer)
+                .and_then(|()| fs::rename(&draft, &file))
+                .map_err(|error| LaneError::CommandError(error.to_string()))?;
             println!("  {:5} {id}: sent", self.customer);
         }
         if DIES.load(Ordering::Relaxed) && sent(&self.outbox) >= CUSTOMERS.len() / 2 {
