@@ -93,6 +93,8 @@ impl Local {
         let open = || self.shared().phase() != Phase::Closed;
         while open() {
             if !spare.is_wanted() {
+                // Called, given tasks, and relieved before it came: a lone worker does not look here.
+                self.hand_over();
                 std::thread::park();
                 continue;
             }
@@ -105,5 +107,28 @@ impl Local {
         }
         self.drop_queued();
         drop(entered);
+    }
+}
+
+#[cfg(all(test, not(corelane_loom)))]
+mod tests {
+    use super::super::task::{self, Making};
+    use crate::executor::Executor;
+
+    #[test]
+    fn what_was_put_with_a_spare_that_was_relieved_before_it_came_is_run() {
+        // Without stuck polls to look for, the watch itself calls and relieves nobody meanwhile.
+        let executor = Executor::builder().workers(1).pin(false).stuck_after(None).spare_threads(1);
+        let executor = executor.build().expect("a valid configuration");
+        let shared = executor.shared();
+        for _ in 0..200 {
+            // As the watch does, faster than a thread starts or wakes.
+            shared.call_spare();
+            let (runnable, task) = task::new(shared, Making::plain(3), |_| async {});
+            shared.push_to(shared.regular, 3, runnable);
+            shared.relieve_spares();
+            shared.note_spares();
+            executor.block_on(task).expect("it runs");
+        }
     }
 }
