@@ -202,7 +202,7 @@ impl Metadata for Meta {
         self.world.begin_poll();
         0
     }
-    fn polled_in_vain(&self, _: u64, _: &Waker) {
+    fn polled_in_vain(&self, _: u64, _: &cell::Handle<Self>) {
         self.world.end_poll();
     }
     fn finished(&self) {

@@ -570,6 +570,7 @@ fn look(word: u64) -> GateStatus {
         waiting: waiting(word) as usize,
         running: running(word) as usize,
         held: word & HELD != 0,
+        unstarted: false,
         paused: false,
         closed: word & CLOSED != 0,
         throttled: word & THROTTLED != 0,

@@ -26,6 +26,7 @@ mod park;
 mod pool;
 mod rate;
 mod ready;
+mod ring;
 mod shown;
 mod shutdown;
 

@@ -54,6 +54,11 @@ impl CommandId {
         self.0 & !Self::STORED
     }
 
+    /// The id with this number.
+    pub(crate) const fn from_u64(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The number behind the id.
     #[must_use]
     pub const fn as_u64(self) -> u64 {

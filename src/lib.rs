@@ -3,13 +3,18 @@
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}
 
+#[doc = include_str!("../docs/observability.md")]
+pub mod observability {}
+
 mod adapters;
+mod alert;
 mod clock;
 mod error;
 mod event;
 mod executor;
 mod id;
 mod limit;
+mod metrics;
 mod monitor;
 mod policy;
 mod queue;
@@ -18,17 +23,32 @@ mod storage;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod trace;
 
 #[cfg(all(test, corelane_loom))]
 #[path = "../loom-tests/mod.rs"]
 mod loom_tests;
 
+#[cfg(feature = "otel")]
+pub use adapters::otel::{
+    OtelMetricsBackend, OtelTracer, OtlpEndpoint, OtlpError, OtlpExporter, OtlpExporterBuilder, OtlpHistograms,
+    OtlpStats, TraceParent,
+};
+#[cfg(feature = "prometheus")]
+pub use adapters::prometheus::{PrometheusEndpoint, PrometheusExporter};
 #[cfg(feature = "redb")]
 pub use adapters::redb::{LocalStorage, LocalStorageBuilder};
+#[cfg(feature = "alert-sinks")]
+pub use adapters::sinks::{AlertmanagerSink, PagerDutySink, Secret, SinkBuilder, SlackSink, WebhookSink};
+pub use alert::{
+    Alert, AlertCallback, AlertCondition, AlertDeliveryStats, AlertLevel, AlertManager, AlertMatcher, AlertRule,
+    AlertSink, AlertStatus, AlertThreshold, LatencyAlertConfig, Notification, QueueDepthAlertConfig, Silence,
+    SilenceId, SinkError,
+};
 pub use error::{ConfigErrors, ConfigProblem, LaneError, Result, StorageError};
 pub use event::{
-    CommandInfo, EventEmitter, EventKey, EventPayload, EventReceiver, EventStream, EventsClosed, LaneEvent, Transition,
-    events,
+    CommandInfo, EventEmitter, EventKey, EventKind, EventPayload, EventReceiver, EventStream, EventsClosed, LaneEvent,
+    OnOverflow, Recorded, Recording, Subscription, Transition, events,
 };
 pub use executor::{
     Cancel, Elapsed, Executor, ExecutorBuilder, LOWEST_PRIORITY, ShutdownReport, Sleep, SpareStats, Task, TaskError,
@@ -38,21 +58,37 @@ pub use id::CommandId;
 pub use limit::rate::{RateAlgorithm, RateLimitConfig, RateLimiter};
 pub use limit::sliding_window::SlidingWindowLimiter;
 pub use limit::token_bucket::TokenBucketLimiter;
+pub use metrics::{
+    CommandTypeReading, DeadLettered, Finished, Histogram, HistogramPercentiles, HistogramStats, LaneReading,
+    LocalMetrics, MetricsBackend, MetricsLevel, MetricsSnapshot, OTHER_TYPES, QueueMetrics, Reading, RejectedCounts,
+    WorkerReading, metric_names,
+};
 pub use monitor::{MonitorConfig, QueueMonitor};
 pub use policy::boost::{PriorityBoostConfig, PriorityBooster};
 pub use policy::retry::{FailedAttempt, Jitter, Retry, RetryBudget, RetryPolicy, RetryStrategy};
 pub use queue::{
     Acquire, AttemptError, CancelToken, Command, CommandContext, CommandQueue, DeadLetter, DeadLetterQueue,
-    DeadLetterReason, DrainReport, DurableCommand, JsonCommand, JsonSubmission, Key, Lane, LaneConfig, LaneId,
-    LaneStatus, OnStorageFailure, Overflow, ParkReason, Parked, Permit, Priority, PriorityItem, PriorityQueue,
-    QueueManager, QueueManagerBuilder, QueueStats, RecoveryReport, Rejected, RequeueReport, Stop, StopReport,
-    SubmitOptions, Ticket, TicketError, TypedCommand, is_cancelled, lane_ids, priorities,
+    DeadLetterReason, DrainReport, DurableCommand, Explanation, JsonCommand, JsonSubmission, Key, Lane, LaneConfig,
+    LaneId, LaneStatus, OnStorageFailure, Overflow, ParkReason, Parked, Permit, Priority, PriorityItem, PriorityQueue,
+    QueueManager, QueueManagerBuilder, QueueStats, RecoveryReport, Rejected, RequeueReport, Standing, Stop, StopReport,
+    SubmitOptions, Ticket, TicketError, TypedCommand, WaitCause, is_cancelled, lane_ids, priorities,
 };
 pub use simulation::Simulation;
 pub use storage::{
     Change, Durability, MemoryStorage, Recovery, StartMark, Storage, StorageCapabilities, StorageHealth, StoredCommand,
     StoredCommandId, StoredDeadLetter, StoredResult, StoredTerms,
 };
+pub use trace::{EndedCommand, InvalidTraceParent, TraceContext, TraceOutcome, Traced, TracedAttempt, Tracer};
+
+/// Names of spans and attributes; with the feature `otel`, a3s-lane's recorder of four instruments.
+pub mod telemetry {
+    #[cfg(feature = "otel")]
+    pub use crate::adapters::otel::{
+        LaneMetricsRecorder, OtelMetricsBackend, init_lane_metrics, metrics, record_complete, record_failure,
+        record_submit,
+    };
+    pub use crate::trace::names::*;
+}
 
 /// What surrounds the polls of a queue made here and now: the one place that knows which adapters there are.
 fn ambient() -> Option<std::sync::Arc<dyn executor::Ambient>> {

@@ -29,7 +29,8 @@ impl Default for MonitorConfig {
     }
 }
 
-/// Watches a queue's depth. Warnings go to the log (`tracing`, level `warn`).
+/// Watches a queue's depth. Warnings go to the log (`tracing`, level `warn`): one when a number gets above its threshold, and
+/// the next one only after it was below 0.8 of that, which is told, too (level `info`). For more, [`AlertManager`](crate::AlertManager).
 #[derive(Debug)]
 pub struct QueueMonitor {
     queue: Arc<CommandQueue>,
@@ -60,10 +61,11 @@ impl QueueMonitor {
         let interval = self.config.interval.max(INTERVAL_MIN);
         let monitor: Weak<Self> = Arc::downgrade(&self);
         let looks = async move {
+            let (mut pending, mut active) = (Edge::default(), Edge::default());
             loop {
                 sleep(interval).await;
                 let Some(monitor) = monitor.upgrade() else { return };
-                monitor.check();
+                monitor.check(&mut pending, &mut active);
             }
         };
         *watching = Some(self.queue.executor().spawn(PRIORITY, looks));
@@ -86,21 +88,23 @@ impl QueueMonitor {
         self.queue.stats()
     }
 
-    fn check(&self) {
+    fn check(&self, pending: &mut Edge, active: &mut Edge) {
         let stats = self.queue.stats();
         for (lane, status) in &stats.lanes {
             tracing::debug!(lane, status.pending, status.active, status.max, "lane");
         }
         let MonitorConfig { pending_warning_threshold, active_warning_threshold, .. } = self.config;
-        if stats.total_pending > pending_warning_threshold {
-            tracing::warn!(
-                pending = stats.total_pending,
-                threshold = pending_warning_threshold,
-                "many commands pending"
-            );
+        let (now, threshold) = (stats.total_pending, pending_warning_threshold);
+        match pending.look(now, threshold) {
+            Some(Look::Above) => tracing::warn!(pending = now, threshold, "many commands pending"),
+            Some(Look::Below) => tracing::info!(pending = now, threshold, "no longer many commands pending"),
+            None => {}
         }
-        if stats.total_active > active_warning_threshold {
-            tracing::warn!(active = stats.total_active, threshold = active_warning_threshold, "many commands active");
+        let (now, threshold) = (stats.total_active, active_warning_threshold);
+        match active.look(now, threshold) {
+            Some(Look::Above) => tracing::warn!(active = now, threshold, "many commands active"),
+            Some(Look::Below) => tracing::info!(active = now, threshold, "no longer many commands active"),
+            None => {}
         }
     }
 }
@@ -108,5 +112,52 @@ impl QueueMonitor {
 impl Drop for QueueMonitor {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Above,
+    Below,
+}
+
+/// Whether a number was above its threshold, so that a warning comes once and not at each look.
+#[derive(Debug, Default)]
+struct Edge {
+    is_above: bool,
+}
+
+impl Edge {
+    fn look(&mut self, value: usize, threshold: usize) -> Option<Look> {
+        if !self.is_above && value > threshold {
+            self.is_above = true;
+            return Some(Look::Above);
+        }
+        // Below 0.8 of it; of a threshold of zero, at zero.
+        if self.is_above && (value == 0 || value < threshold - threshold / 5) {
+            self.is_above = false;
+            return Some(Look::Below);
+        }
+        None
+    }
+}
+
+#[cfg(all(test, not(corelane_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_around_its_threshold_is_told_once() {
+        let mut edge = Edge::default();
+        let looks = |edge: &mut Edge, values: &[usize], threshold| -> Vec<_> {
+            values.iter().filter_map(|value| edge.look(*value, threshold)).collect()
+        };
+        assert_eq!(looks(&mut edge, &[0, 99, 100, 101, 1000, 99, 101, 80], 100), [Look::Above]);
+        assert_eq!(looks(&mut edge, &[79, 100, 0], 100), [Look::Below]);
+        assert_eq!(looks(&mut edge, &[101, 0, 101], 100), [Look::Above, Look::Below, Look::Above]);
+        let mut edge = Edge::default();
+        assert_eq!(looks(&mut edge, &[0, 1, 2, 0, 0], 0), [Look::Above, Look::Below]);
+        assert_eq!(looks(&mut edge, &[usize::MAX], usize::MAX), []);
     }
 }

@@ -40,7 +40,7 @@ pub(crate) trait Metadata: Send + Sync + Sized + 'static {
     /// Before a poll, by who has the runnable.
     fn before_poll(&self) -> u64;
     /// After a poll in vain, with what `before_poll` gave.
-    fn polled_in_vain(&self, before: u64, waker: &Waker);
+    fn polled_in_vain(&self, before: u64, task: &Handle<Self>);
     /// The future is gone.
     fn finished(&self);
 }
@@ -96,6 +96,7 @@ where
     (Handle(header), Join { header, taken: false, _value: PhantomData })
 }
 
+#[inline]
 fn allocate<F, M>(meta: M, make: impl FnOnce(MetaRef<M>) -> F, parked: bool) -> NonNull<Header<M>>
 where
     F: Future + Send + 'static,
@@ -151,7 +152,8 @@ where
         }));
         let value = match polled {
             Ok(Poll::Pending) => {
-                meta.polled_in_vain(before, &waker);
+                // As the waker: it needs no reference of its own.
+                meta.polled_in_vain(before, &ManuallyDrop::new(Handle(header)));
                 return match state.end_turn(seen) {
                     Vain::Waits => {}
                     Vain::Due => M::schedule(Runnable(header)),

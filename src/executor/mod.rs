@@ -297,6 +297,7 @@ impl Executor {
     }
 
     /// Makes a task that waits to be admitted: the caller keeps the runnable until it may run.
+    #[inline]
     pub(crate) fn prepare<F>(&self, making: Making, make: impl FnOnce(TaskRef) -> F) -> (Runnable, Task<F::Output>)
     where
         F: Future + Send + 'static,
@@ -306,6 +307,7 @@ impl Executor {
     }
 
     /// The same, parked in its own cell.
+    #[inline]
     pub(crate) fn prepare_parked<F>(&self, making: Making, make: impl FnOnce(TaskRef) -> F) -> (Handle, Task<F::Output>)
     where
         F: Future + Send + 'static,
@@ -356,14 +358,16 @@ impl Executor {
     #[must_use]
     pub fn worker_stats(&self) -> Vec<WorkerStats> {
         let shared = self.shared();
-        shared.workers[..shared.regular].iter().map(|worker| worker.counters.stats()).collect()
+        let now = shared.clock.stamp();
+        shared.workers[..shared.regular].iter().map(|worker| worker.counters.stats(now)).collect()
     }
 
     /// What each spare thread has done; also for those that were never needed.
     #[must_use]
     pub fn spare_stats(&self) -> Vec<SpareStats> {
         let shared = self.shared();
-        let workers = shared.workers[shared.regular..].iter().map(|worker| worker.counters.stats());
+        let now = shared.clock.stamp();
+        let workers = shared.workers[shared.regular..].iter().map(|worker| worker.counters.stats(now));
         shared.spares.iter().zip(workers).map(|(spare, worker)| spare.stats(worker)).collect()
     }
 
@@ -418,6 +422,7 @@ fn start_thread(
     shared.threads.fetch_add(1, Ordering::Relaxed);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let _ = shared.workers[index].thread.set(std::thread::current());
+        shared.workers[index].counters.began.store(crate::clock::stamp(), Ordering::Relaxed);
         // ORDERING: pairs with the fence in `Shared::enter_phase`.
         fence(Ordering::SeqCst);
         run(&Local::new(shared, index, 0x9E37_79B9_7F4A_7C15 ^ (index as u64 + 1)));
@@ -519,7 +524,11 @@ pub fn should_yield() -> bool {
 
 /// Wakers are others' code, whose panic must not end a worker.
 fn wake_contained(waker: Waker) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+    contained(|| waker.wake());
+}
+
+fn contained(waking: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(waking)) {
         tracing::error!(panic = panic_message(payload.as_ref()), "a waker panicked on a worker; contained");
         discard_panic(payload);
     }

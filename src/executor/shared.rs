@@ -135,6 +135,12 @@ pub(crate) struct WorkerCounters {
     pub(crate) ended: Counter,
     pub(crate) steals: Counter,
     pub(crate) parks: Counter,
+    /// Stamp of the thread's beginning; 0 before.
+    pub(crate) began: AtomicU64,
+    /// Stamp of the beginning of the present sleep; 0 while awake.
+    pub(crate) asleep_since: AtomicU64,
+    /// Nanoseconds asleep before that.
+    pub(crate) slept: Counter,
     pub(crate) wakes: Counter,
     pub(crate) timers: Counter,
     /// Written by the watch only.

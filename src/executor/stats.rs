@@ -23,8 +23,25 @@ impl Counter {
 }
 
 impl WorkerCounters {
-    pub(super) fn stats(&self) -> WorkerStats {
+    /// Called by the worker, as the next one.
+    pub(super) fn falls_asleep(&self, now: u64) {
+        self.asleep_since.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn wakes_up(&self, now: u64) {
+        self.slept.add(now.saturating_sub(self.asleep_since.swap(0, Ordering::Relaxed)));
+    }
+
+    /// `now` is a stamp.
+    pub(super) fn stats(&self, now: u64) -> WorkerStats {
+        let began = self.began.load(Ordering::Relaxed);
+        let asleep = match self.asleep_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => now.saturating_sub(since),
+        };
+        let lived = if began == 0 { 0 } else { now.saturating_sub(began) };
         WorkerStats {
+            busy: Duration::from_nanos(lived.saturating_sub(self.slept.get() + asleep)),
             polls: self.polls.get(),
             steals: self.steals.get(),
             parks: self.parks.get(),
@@ -39,6 +56,8 @@ impl WorkerCounters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
+    /// How long it was awake: running tasks, or looking for some. Zero in a simulation.
+    pub busy: Duration,
     /// Polls of tasks.
     pub polls: u64,
     /// Tasks taken from other workers' queues.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -39,6 +39,10 @@ pub(crate) struct Meta {
     awaited: AtomicU8,
     /// See [`Making`].
     pub(super) has_ambient: bool,
+    /// See [`Making`].
+    pub(crate) owner: u32,
+    /// For who measures: since when the task does what its owner counts; 0 if it does not. Written by its future.
+    pub(crate) started: AtomicU64,
     pub(crate) timed: Option<Box<Timed>>,
     /// Where the task is known to wait. Written by who polls it.
     waiting: Cell<Option<WaitingKey>>,
@@ -71,7 +75,7 @@ enum Alarm {
 impl Meta {
     #[inline]
     fn new(shared: &'static Shared, making: Making) -> Self {
-        let Making { priority, birth, timed, has_ambient } = making;
+        let Making { priority, birth, timed, has_ambient, owner } = making;
         shared.task_created();
         Self {
             shared,
@@ -79,6 +83,8 @@ impl Meta {
             life: Life::new(birth),
             awaited: AtomicU8::new(NOBODY),
             has_ambient,
+            owner,
+            started: AtomicU64::new(0),
             timed: timed.then(Box::default),
             waiting: Cell::new(None),
         }
@@ -162,9 +168,9 @@ impl Metadata for Meta {
         self.shared.rounds()
     }
 
-    fn polled_in_vain(&self, rounds: u64, waker: &Waker) {
+    fn polled_in_vain(&self, rounds: u64, task: &Handle) {
         if self.waiting.get().is_none() {
-            self.waiting.set(self.shared.task_waits(waker, rounds));
+            self.waiting.set(self.shared.task_waits(task, rounds));
         }
     }
 
@@ -337,15 +343,18 @@ pub(crate) struct Making {
     pub(crate) timed: bool,
     /// Whether its polls say by themselves what surrounds them.
     pub(crate) has_ambient: bool,
+    /// Who asked for it, as a number that the executor makes nothing of.
+    pub(crate) owner: u32,
 }
 
 impl Making {
     pub(crate) const fn plain(priority: u8) -> Self {
-        Self { priority, birth: Birth::Admitted, timed: false, has_ambient: false }
+        Self { priority, birth: Birth::Admitted, timed: false, has_ambient: false, owner: 0 }
     }
 }
 
 /// Makes a task. The runnable is not scheduled yet. `make` gets the task's own reference, which must not leave the future.
+#[inline]
 pub(crate) fn new<F>(
     shared: &'static Shared,
     making: Making,

@@ -1,22 +1,22 @@
 //! Tasks that wait for something: known, so that closing the executor or stopping a queue can end them.
 //!
 //! A task that waits is on no queue; only its waker leads to it, and whoever holds that may never call it. Each worker
-//! therefore keeps a waker of every task that it once polled in vain, until the task ends. A task that ends in its first
+//! therefore keeps a handle of every task that it once polled in vain, until the task ends. A task that ends in its first
 //! poll never comes here; for one that waits this costs two uncontended locks in its life.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 
 use slab::Slab;
 
 use super::shared::Shared;
+use super::task::{Handle, Meta};
 use super::worker::Local;
 
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    tasks: Mutex<Slab<Waker>>,
+    tasks: Mutex<Slab<Handle>>,
 }
 
 /// Where a waiting task is known.
@@ -31,17 +31,17 @@ impl Waiting {
     /// Wakes every task: the executor is closed, so that ends them.
     pub(crate) fn wake_all(&self) {
         let tasks = std::mem::take(&mut *self.lock());
-        tasks.into_iter().for_each(|(_, waker)| super::wake_contained(waker));
+        tasks.into_iter().for_each(|(_, task)| wake(&task));
     }
 
     /// Wakes every task, to look whether it is to end.
     fn wake_round(&self) {
         // Cloned and woken outside of the lock: a waking may end in a destructor of others.
-        let wakers: Vec<_> = self.lock().iter().map(|(_, waker)| waker.clone()).collect();
-        wakers.into_iter().for_each(super::wake_contained);
+        let tasks: Vec<_> = self.lock().iter().map(|(_, task)| task.clone()).collect();
+        tasks.iter().for_each(wake);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slab<Waker>> {
+    fn lock(&self) -> MutexGuard<'_, Slab<Handle>> {
         // Nothing under this lock can panic half-way.
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,21 +64,33 @@ impl Shared {
     }
 
     /// Called on a worker whose poll of a task was in vain; `rounds` as they were before that poll.
-    pub(crate) fn task_waits(&'static self, waker: &Waker, rounds: u64) -> Option<WaitingKey> {
+    pub(crate) fn task_waits(&'static self, task: &Handle, rounds: u64) -> Option<WaitingKey> {
         let worker = Local::with_current(self, |local| local.map(Local::index))?;
-        let index = self.workers[worker].waiting.lock().insert(waker.clone());
+        let index = self.workers[worker].waiting.lock().insert(task.clone());
         fence(Ordering::SeqCst);
         if self.rounds() != rounds {
-            waker.wake_by_ref();
+            task.wake();
         }
         let index = u32::try_from(index + 1).ok().and_then(NonZeroU32::new).expect("under 2^32 waiting tasks");
         Some(WaitingKey { worker: worker as u16, index })
     }
 
+    /// Looks at every task that waits, and has waited before. The look must be short and must not call others.
+    pub(crate) fn look_at_waiting(&self, mut look: impl FnMut(&Meta)) {
+        for worker in &self.workers {
+            worker.waiting.lock().iter().for_each(|(_, task)| look(task.meta()));
+        }
+    }
+
     /// The task has ended.
     pub(crate) fn task_waits_no_more(&self, key: WaitingKey) {
         let waiting = &self.workers[usize::from(key.worker)].waiting;
-        let waker = waiting.lock().try_remove(key.index.get() as usize - 1);
-        drop(waker);
+        let task = waiting.lock().try_remove(key.index.get() as usize - 1);
+        drop(task);
     }
+}
+
+/// What a waking ends in may be others' code.
+fn wake(task: &Handle) {
+    super::contained(|| task.wake());
 }

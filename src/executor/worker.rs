@@ -12,12 +12,13 @@ use std::task::Waker;
 use std::time::Duration;
 
 use crossbeam_deque::Worker as Deque;
+use crossbeam_queue::SegQueue;
 
 use super::ambient::Ambient;
 use super::park::{Asleep, Idle};
 use super::shared::{PRIORITIES, Phase, Shared};
 use super::task::Runnable;
-use crate::clock::Tick;
+use crate::clock::{Tick, stamp};
 
 /// Tasks that move from an inbox to the deque at a time.
 pub(super) const BATCH: usize = 32;
@@ -255,11 +256,16 @@ impl Local {
             return;
         }
         let now = self.shared.clock.now();
-        if now < next {
-            return;
+        if now >= next {
+            self.fire_due(now);
         }
+    }
+
+    // Not inlined, nor is what empties an inbox: most polls have neither behind them.
+    #[inline(never)]
+    fn fire_due(&self, now: Tick) {
         let mut due = self.due.take();
-        timers.take_due(now, &mut due);
+        self.remote().timers.take_due(now, &mut due);
         self.remote().counters.timers.add(due.len() as u64);
         for waker in due.drain(..) {
             super::wake_contained(waker);
@@ -317,7 +323,9 @@ impl Local {
                 }
                 None if !self.alone() && search.goes_on(|| self.shared.clock.now()) => Search::pause(),
                 None => {
+                    self.remote().counters.falls_asleep(stamp());
                     self.sleep(&goes_on);
+                    self.remote().counters.wakes_up(stamp());
                     rested = true;
                     search.begin(self.shared.clock.now());
                 }
@@ -381,13 +389,18 @@ impl Local {
         if let Some(inbox) = self.remote().inboxes[usize::from(priority)].get()
             && !inbox.is_empty()
         {
-            // Not all of it: what stays can be taken by others without touching the deque, which also stays small. But at
-            // least one, so that tasks which keep coming back here do not keep out those that wait outside.
-            let room = BATCH.saturating_sub(deque.len()).max(1);
-            (0..room).map_while(|_| inbox.pop()).for_each(|task| deque.push(task));
-            self.nonempty.set(self.nonempty.get() | 1 << priority);
+            self.empty_inbox(priority, inbox, deque);
         }
         deque.pop()
+    }
+
+    #[inline(never)]
+    fn empty_inbox(&self, priority: u8, inbox: &SegQueue<Runnable>, deque: &Deque<Runnable>) {
+        // Not all of it: what stays can be taken by others without touching the deque, which also stays small. But at
+        // least one, so that tasks which keep coming back here do not keep out those that wait outside.
+        let room = BATCH.saturating_sub(deque.len()).max(1);
+        (0..room).map_while(|_| inbox.pop()).for_each(|task| deque.push(task));
+        self.nonempty.set(self.nonempty.get() | 1 << priority);
     }
 
     /// Before a poll: shows the work that stays behind. A thief's clearing of a mask may have missed a push, since local

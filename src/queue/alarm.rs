@@ -11,6 +11,7 @@ use super::extra::Extra;
 use crate::clock::Tick;
 use crate::executor::Handle;
 use crate::executor::life::End;
+use crate::metrics::Count;
 
 /// What an alarm is set for.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +76,7 @@ impl Wake for Alarm {
         if let Some(booster) = &settings.booster
             && meta.raise(booster.priority_at(self.base, waited))
         {
+            self.lane.measure(Count::Boosts);
             self.lane.lift_admitted(&self.handle);
         }
         self.set(waited);

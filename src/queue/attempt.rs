@@ -12,6 +12,7 @@ use pin_project_lite::pin_project;
 use super::admission::LaneCore;
 use super::context::Running;
 use super::extra::Span;
+use super::traced::CommandTrace;
 use crate::clock::Tick;
 use crate::error::Result;
 use crate::event::{CommandInfo, Transition};
@@ -88,6 +89,7 @@ pin_project! {
         future: Option<F>,
         // Says what type of command this is.
         kind: Option<K>,
+        trace: Option<&'a CommandTrace>,
         running: &'a mut Running,
     }
     impl<F, K> PinnedDrop for Attempt<'_, F, K> {
@@ -102,8 +104,13 @@ pin_project! {
 
 impl<'a, F, K> Attempt<'a, F, K> {
     /// The attempt of a task that has ended has no future, and is stopped from the beginning.
-    pub(super) const fn new(future: Option<F>, kind: Option<K>, running: &'a mut Running) -> Self {
-        Self { future, kind, running }
+    pub(super) const fn new(
+        future: Option<F>,
+        kind: Option<K>,
+        trace: Option<&'a CommandTrace>,
+        running: &'a mut Running,
+    ) -> Self {
+        Self { future, kind, trace, running }
     }
 
     /// Drops the command and what it has submitted. The error is what its destructor panicked with.
@@ -186,7 +193,7 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
         let mut ran = Ok(());
         if life.end().is_none() && self.as_mut().has_permit() {
             let this = self.as_mut().project();
-            let (mut future, running) = (this.future, &mut **this.running);
+            let (mut future, trace, running) = (this.future, *this.trace, &mut **this.running);
             let lane = &*running.lane;
             let mut polled = Poll::Pending;
             // A poll that blocks past the deadline never gets to see it; the watch does.
@@ -196,7 +203,10 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
                 running.during(|| {
                     guard(lane.ambient(), || {
                         if let Some(future) = future.as_mut().as_pin_mut() {
-                            polled = future.poll(cx);
+                            match trace {
+                                None => polled = future.poll(cx),
+                                Some(trace) => polled = trace.during(|| future.poll(cx)),
+                            }
                         }
                         if polled.is_ready() {
                             future.set(None);
@@ -219,7 +229,10 @@ impl<'a, F: Future<Output = Result<T>>, K: Fn() -> &'a str + Sync, T> Future for
                 Some(End::Cancelled | End::Stopped) => Outcome::Stopped,
                 _ => Outcome::TimedOut,
             },
-            Ok(()) => return Poll::Pending,
+            Ok(()) => {
+                self.running.measure_wait();
+                return Poll::Pending;
+            }
         };
         // What the command holds may need its context to be dropped.
         Poll::Ready(match (self.give_up(), outcome) {

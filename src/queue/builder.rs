@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use super::admission::SharedPool;
 use super::command::Command;
-use super::command_queue::CommandQueue;
+use super::command_queue::{CommandQueue, Parts};
 use super::config::LaneConfig;
 use super::dead_letter::DeadLetterQueue;
 use super::durable::{CrashLimit, DurableCommand, Registry, Store, Window, recover};
 use super::lane::Lane;
 use super::manager::QueueManager;
 use super::{LaneId, Priority, lane_ids, priorities};
+use crate::alert::AlertManager;
 use crate::error::{ConfigErrors, Result};
 use crate::event::EventEmitter;
 use crate::executor::Executor;
+use crate::metrics::QueueMetrics;
 use crate::storage::{CRASHES_KEPT, Storage};
+use crate::trace::Tracer;
 
 /// Configures a [`QueueManager`].
 #[must_use]
@@ -32,6 +35,9 @@ pub struct QueueManagerBuilder {
     recovers: bool,
     crash_limit: CrashLimit,
     window: Window,
+    metrics: Option<QueueMetrics>,
+    alerts: Option<Arc<AlertManager>>,
+    tracer: Option<Arc<dyn Tracer>>,
 }
 
 impl QueueManagerBuilder {
@@ -49,6 +55,9 @@ impl QueueManagerBuilder {
             recovers: true,
             crash_limit: CrashLimit::default(),
             window: Window::default(),
+            metrics: None,
+            alerts: None,
+            tracer: None,
         }
     }
 
@@ -84,6 +93,27 @@ impl QueueManagerBuilder {
     /// Keeps commands that are given up as dead letters: in `letters`, or in a queue of that size.
     pub fn with_dlq(mut self, letters: impl Into<DeadLetterQueue>) -> Self {
         self.dead_letters = Some(letters.into());
+        self
+    }
+
+    /// Measures the queue. Several queues may have the same metrics: see [`QueueMetrics`].
+    pub fn with_metrics(mut self, metrics: QueueMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Has the queue's numbers judged by the rules of `alerts`, at each reading: once a second, unless the queue's
+    /// [metrics](QueueManagerBuilder::with_metrics) have another interval. A queue without metrics gets those that all such
+    /// queues of `alerts` have together.
+    pub fn with_alerts(mut self, alerts: Arc<AlertManager>) -> Self {
+        self.alerts = Some(alerts);
+        self
+    }
+
+    /// Traces commands: see [`Tracer`](crate::Tracer), and `OtelTracer` of the feature `otel`. Commands of such a queue each have a
+    /// second allocation.
+    pub fn with_tracer(mut self, tracer: Arc<dyn Tracer>) -> Self {
+        self.tracer = Some(tracer);
         self
     }
 
@@ -161,7 +191,16 @@ impl QueueManagerBuilder {
         let pool = self.max_in_flight.map(|limit| Arc::new(SharedPool::new(limit)));
         let (events, registry) = (self.events.clone(), self.registry);
         let store = self.storage.map(|storage| Store::new(storage, registry, self.window, executor.clone(), events));
-        let queue = CommandQueue::on(executor, self.events, self.dead_letters, pool, store.clone());
+        let queue = CommandQueue::of(Parts {
+            executor,
+            events: self.events,
+            dead_letters: self.dead_letters,
+            pool,
+            store: store.clone(),
+            metrics: self.metrics,
+            alerts: self.alerts,
+            tracer: self.tracer,
+        });
         let given = self.lanes;
         let defaults = self.defaults.into_iter().filter(|(id, ..)| !given.iter().any(|(other, ..)| other == id));
         let defaults = defaults.map(|(id, config, priority)| Lane::new(id, config, priority)).collect::<Vec<_>>();

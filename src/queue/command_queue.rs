@@ -16,16 +16,21 @@ use super::command::{Boxed, Command, Job, Once, Typed, TypedCommand};
 use super::config::{LaneConfig, OnStorageFailure};
 use super::dead_letter::{DeadLetter, DeadLetterQueue};
 use super::durable::{DurableCommand, RecoveryReport, Registry, Store, StoreState, Window};
+use super::explain::Explanation;
 use super::lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 use super::lanes::Lanes;
+use super::measured;
 use super::options::SubmitOptions;
 use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
+use crate::alert::AlertManager;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{EventEmitter, EventStream, LaneEvent, Transition};
 use crate::executor::{Closing, Executor};
 use crate::id::CommandId;
+use crate::metrics::{Consumer, QueueMetrics};
 use crate::storage::{Storage, StorageHealth};
+use crate::trace::Tracer;
 
 const STARTED: u8 = 1;
 const SHUTTING_DOWN: u8 = 1 << 1;
@@ -44,14 +49,44 @@ pub struct CommandQueue {
 
 /// What lanes refer to.
 pub(super) struct QueueCore {
-    lanes: Lanes,
+    pub(super) lanes: Lanes,
     registering: Mutex<()>,
     holding: Mutex<()>,
-    context: LaneContext,
+    pub(super) context: LaneContext,
     state: AtomicU8,
     idle: Event,
     /// Commands that never started because the queue stops.
     given_back: Mutex<Vec<DeadLetter>>,
+    alerts: Option<Arc<AlertManager>>,
+    /// Judges the queue's readings, as long as there is the queue.
+    _judge: Option<Arc<dyn Consumer>>,
+}
+
+/// What a queue is made of.
+pub(super) struct Parts {
+    pub(super) executor: Executor,
+    pub(super) events: EventEmitter,
+    pub(super) dead_letters: Option<DeadLetterQueue>,
+    pub(super) pool: Option<Arc<SharedPool>>,
+    pub(super) store: Option<Arc<Store>>,
+    pub(super) metrics: Option<QueueMetrics>,
+    pub(super) alerts: Option<Arc<AlertManager>>,
+    pub(super) tracer: Option<Arc<dyn Tracer>>,
+}
+
+impl Parts {
+    pub(super) fn new(executor: Executor, events: EventEmitter) -> Self {
+        Self {
+            executor,
+            events,
+            dead_letters: None,
+            pool: None,
+            store: None,
+            metrics: None,
+            alerts: None,
+            tracer: None,
+        }
+    }
 }
 
 /// One look at a queue: each lane's numbers are consistent in themselves.
@@ -81,22 +116,21 @@ impl CommandQueue {
     /// An empty queue on the global executor, and on the tokio runtime that is current (feature `tokio`).
     #[must_use]
     pub fn new(events: EventEmitter) -> Self {
-        Self::on(Executor::global().clone(), events, None, None, None)
+        Self::of(Parts::new(Executor::global().clone(), events))
     }
 
     /// As [`CommandQueue::new`], keeping commands that are given up as dead letters: in `letters`, or in a queue of that size.
     #[must_use]
     pub fn with_dlq(events: EventEmitter, letters: impl Into<DeadLetterQueue>) -> Self {
-        Self::on(Executor::global().clone(), events, Some(letters.into()), None, None)
+        let parts = Parts::new(Executor::global().clone(), events);
+        Self::of(Parts { dead_letters: Some(letters.into()), ..parts })
     }
 
-    pub(super) fn on(
-        executor: Executor,
-        events: EventEmitter,
-        dead_letters: Option<DeadLetterQueue>,
-        pool: Option<Arc<SharedPool>>,
-        store: Option<Arc<Store>>,
-    ) -> Self {
+    pub(super) fn of(parts: Parts) -> Self {
+        let Parts { executor, events, dead_letters, pool, store, metrics, alerts, tracer } = parts;
+        events.runs_on(executor.clock());
+        let metrics = metrics.or_else(|| alerts.as_ref().map(|alerts| alerts.metrics().clone()));
+        let judge = alerts.as_ref().zip(metrics.as_ref()).map(|(alerts, metrics)| alerts.judges(metrics));
         let core = Arc::new_cyclic(|queue: &Weak<QueueCore>| {
             let ambient = crate::ambient();
             let queue = Weak::clone(queue);
@@ -104,10 +138,12 @@ impl CommandQueue {
                 lanes: Lanes::default(),
                 registering: Mutex::new(()),
                 holding: Mutex::new(()),
-                context: LaneContext { executor, events, ambient, dead_letters, pool, queue, store },
+                context: LaneContext { executor, events, ambient, dead_letters, pool, queue, store, metrics, tracer },
                 state: AtomicU8::new(0),
                 idle: Event::new(),
                 given_back: Mutex::default(),
+                alerts,
+                _judge: judge,
             }
         });
         let holder: Weak<QueueCore> = Arc::downgrade(&core);
@@ -115,6 +151,7 @@ impl CommandQueue {
             store.belongs_to(Weak::clone(&holder));
         }
         core.context.executor.shared().tell_when_closed(holder);
+        measured::begin(&core);
         Self { core }
     }
 
@@ -138,7 +175,7 @@ impl CommandQueue {
     fn stored(events: EventEmitter, storage: Arc<dyn Storage>, letters: Option<DeadLetterQueue>) -> Self {
         let executor = Executor::global().clone();
         let store = Store::new(storage, Registry::default(), Window::default(), executor.clone(), events.clone());
-        Self::on(executor, events, letters, None, Some(store))
+        Self::of(Parts { dead_letters: letters, store: Some(store), ..Parts::new(executor, events) })
     }
 
     /// Adds a lane, also while the queue runs. Async as in a3s-lane; never waits.
@@ -170,6 +207,14 @@ impl CommandQueue {
         self.core.with_lane(lane_id, Lane::clone).ok()
     }
 
+    /// Why a command waits, what it has waited for and how long for each; or that it runs. None if the command has settled or
+    /// is not of this queue, or was accepted while its lane's [`explain`](LaneConfig::explain) was off. Looks at all lanes'
+    /// commands under the lanes' locks: for people and alarms, not for every command.
+    #[must_use]
+    pub fn explain(&self, id: CommandId) -> Option<Explanation> {
+        self.core.lanes.all().iter().find_map(|lane| lane.core().explain(id))
+    }
+
     /// Lets commands run. Idempotent.
     pub async fn start_scheduler(self: Arc<Self>) {
         self.start();
@@ -192,11 +237,14 @@ impl CommandQueue {
             };
             let command = match lane.is_durable() {
                 true => command,
-                false => match lane.accept(Boxed(command), None) {
+                false => match lane.try_accept(Boxed(command), None) {
                     Ok(ticket) => return Ok(ticket),
                     // It may be a lane in which that means to wait.
                     Err(Rejected { error: LaneError::LaneFull { .. }, command: Boxed(command) }) => command,
-                    Err(rejected) => return Err(rejected.error),
+                    Err(rejected) => {
+                        lane.core().count_refused(&rejected.error);
+                        return Err(rejected.error);
+                    }
                 },
             };
             (Lane::clone(&lane), command)
@@ -345,6 +393,18 @@ impl CommandQueue {
     #[must_use]
     pub fn stats(&self) -> QueueStats {
         self.core.stats()
+    }
+
+    /// What measures the queue; none if nothing does.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&QueueMetrics> {
+        self.core.context.metrics.as_ref()
+    }
+
+    /// What judges the queue; none without [alerts](crate::QueueManagerBuilder::with_alerts).
+    #[must_use]
+    pub fn alerts(&self) -> Option<&Arc<AlertManager>> {
+        self.core.alerts.as_ref()
     }
 
     /// The queue's dead letters; none without a dead letter queue.

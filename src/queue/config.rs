@@ -71,6 +71,10 @@ pub struct LaneConfig {
     pub recoverable_only: bool,
     /// What happens when the store fails. Default: [`OnStorageFailure::Stop`].
     pub storage_failure: OnStorageFailure,
+    /// Whether the lane can say why a command waits: see [`QueueManager::explain`](crate::QueueManager::explain). Costs each
+    /// command a few hundred bytes and a lock of the lane several times. Holds for commands accepted from then on. Default:
+    /// false.
+    pub explain: bool,
 }
 
 /// What a durable lane does while its store fails (apart from being full, which refuses submissions and lets commands end).
@@ -141,6 +145,7 @@ impl LaneConfig {
             completion: Durability::Relaxed,
             recoverable_only: false,
             storage_failure: OnStorageFailure::Stop,
+            explain: false,
         }
     }
 
@@ -265,6 +270,13 @@ impl LaneConfig {
     #[must_use]
     pub fn with_storage_failure(mut self, policy: OnStorageFailure) -> Self {
         self.storage_failure = policy;
+        self
+    }
+
+    /// Has the lane say why its commands wait: see [`QueueManager::explain`](crate::QueueManager::explain).
+    #[must_use]
+    pub fn with_explain(mut self) -> Self {
+        self.explain = true;
         self
     }
 

@@ -15,9 +15,11 @@ use super::attempt::{Limits, Permit};
 use super::durable::Verdict;
 use super::settle::Whereabouts;
 use crate::clock::Tick;
+use crate::event::UNMEASURED;
 use crate::executor::life::End;
 use crate::executor::{Handle, TaskRef};
 use crate::id::CommandId;
+use crate::metrics::{Count, Since};
 
 scoped_thread_local!(static CURRENT: Running);
 
@@ -26,6 +28,7 @@ pub(super) struct Running {
     pub(super) task: TaskRef,
     pub(super) id: CommandId,
     pub(super) lane: Arc<LaneCore>,
+    pub(super) submitted: Since,
     /// What its present attempt is held to.
     pub(super) limits: Option<Box<Limits>>,
     /// Which attempt this is, from 1; 0 before the first.
@@ -56,15 +59,67 @@ pub(super) struct Parent {
 }
 
 impl Running {
+    #[inline]
     pub(super) fn new(task: TaskRef, id: CommandId, lane: Arc<LaneCore>, place: Whereabouts) -> Self {
         let (polls, waits, family) = (Cell::new(0), Cell::new(0), Cell::new(None));
-        Self { task, id, lane, limits: None, attempt: 0, place, permit: Permit::Held, polls, waits, family }
+        let submitted = lane.meter().map_or(Since::UNKNOWN, |meter| meter.submitted(&task.meta().shared.clock));
+        Self { task, id, lane, submitted, limits: None, attempt: 0, place, permit: Permit::Held, polls, waits, family }
     }
 
     /// The next attempt begins.
     pub(super) fn begin(&mut self) {
         self.attempt = self.attempt.saturating_add(1);
         self.permit = Permit::Held;
+    }
+
+    /// When its present attempt began; unknown if none runs, or nobody measures it.
+    pub(super) fn started(&self) -> Since {
+        Since::from_word(self.task.meta().started.load(Ordering::Relaxed))
+    }
+
+    /// It waits from then on only: it was delayed when it was submitted.
+    pub(super) fn due_after(&mut self, delay: Duration) {
+        self.submitted = self.submitted.after(delay);
+    }
+
+    /// An attempt begins that is to be measured.
+    #[inline]
+    pub(super) fn measure_start(&self, is_first: bool) {
+        if let Some(meter) = self.lane.meter() {
+            let meta = self.task.meta();
+            let started = meter.started(&meta.shared.clock, self.submitted, is_first);
+            meta.started.store(started.word(), Ordering::Relaxed);
+        }
+    }
+
+    /// How long it waited before its present attempt, in nanoseconds, if that is measured and is the first one.
+    pub(super) fn wait(&self) -> u64 {
+        let (submitted, started) = (self.submitted, self.started());
+        let is_known = submitted.is_known() && started.is_known() && self.attempt == 1;
+        if is_known { started.stamp().saturating_sub(submitted.stamp()) } else { UNMEASURED }
+    }
+
+    /// A poll of the attempt was in vain.
+    #[inline]
+    pub(super) fn measure_wait(&self) {
+        if let Some(meter) = self.lane.meter()
+            && self.started().is_known()
+        {
+            meter.waits();
+        }
+    }
+
+    /// An attempt has ended, or the command has, or both. Gives how long the attempt ran, in nanoseconds, if that is measured.
+    #[inline]
+    pub(super) fn measure_end(&self, settled: Option<Count>, command_type: impl FnOnce() -> Arc<str>) -> u64 {
+        let Some(meter) = self.lane.meter() else { return UNMEASURED };
+        let meta = self.task.meta();
+        let started = self.started();
+        if started.is_known() {
+            meta.started.store(0, Ordering::Relaxed);
+        }
+        let ran = meter.ended(&meta.shared.clock, started, settled, command_type);
+        if started.is_known() { ran } else { UNMEASURED }
     }
 
     /// An attempt has ended, and another one may follow: what it has submitted goes on, and what it was held to is over.

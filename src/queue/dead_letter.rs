@@ -6,10 +6,11 @@
 //! panic there changes nothing and blocks nobody.
 
 use std::borrow::Borrow;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -340,6 +341,28 @@ impl DeadLetterQueue {
     /// [`DeadLetterQueue::len`], for code that is not async.
     pub(crate) fn count(&self) -> usize {
         self.lock().stored.len()
+    }
+
+    /// How many letters there are of each lane, and the age of the oldest.
+    pub(crate) fn by_lane(&self) -> HashMap<Arc<str>, (usize, Duration)> {
+        let mut lanes: HashMap<Arc<str>, (usize, Duration)> = HashMap::new();
+        let now = wall_now();
+        // Under the lock, without references: what is evicted meanwhile is others' to drop.
+        for letter in &self.lock().stored {
+            let age = (now - letter.failed_at).to_std().unwrap_or_default();
+            if let Some((count, oldest)) = lanes.get_mut(&*letter.lane_id) {
+                *count += 1;
+                *oldest = age.max(*oldest);
+            } else {
+                lanes.insert(letter.lane_id.as_str().into(), (1, age));
+            }
+        }
+        lanes
+    }
+
+    /// Names the letters that clones share.
+    pub(crate) fn key(&self) -> usize {
+        Arc::as_ptr(&self.shared) as *const () as usize
     }
 
     /// Returns what was evicted and what was replaced, to be dropped without the lock.

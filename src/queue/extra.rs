@@ -12,6 +12,7 @@ use super::durable::Stored;
 use super::keys::Key;
 use super::line::Place;
 use super::options::SubmitOptions;
+use super::traced::CommandTrace;
 use crate::clock::Tick;
 
 #[derive(Debug)]
@@ -38,6 +39,10 @@ pub(super) struct Extra {
     past: Option<Box<Past>>,
     /// What it has of the store.
     pub(super) stored: Option<Box<Stored>>,
+    /// In queues that have a tracer.
+    pub(super) trace: Option<Box<CommandTrace>>,
+    /// Its lane knows why it waits.
+    pub(super) explained: bool,
 }
 
 /// What has happened to a command, for its dead letter.
@@ -78,7 +83,8 @@ impl Extra {
         let detached = options.as_ref().is_some_and(|options| options.detached);
         let parents_deadline = if detached { Tick::NEVER } else { parents_deadline };
         let inherits = parents_deadline != Tick::NEVER;
-        if options.is_none() && !settings.uncommon && context.dead_letters.is_none() && !inherits {
+        let is_common = !settings.uncommon && context.dead_letters.is_none() && context.tracer.is_none();
+        if options.is_none() && is_common && !inherits {
             return None;
         }
         let options = options.unwrap_or_default();
@@ -111,6 +117,8 @@ impl Extra {
             attempts: 0,
             past,
             stored: None,
+            trace: None,
+            explained: config.explain,
         }))
     }
 
@@ -121,6 +129,11 @@ impl Extra {
 
     pub(super) fn is_delayed(&self) -> bool {
         self.start_at > self.accepted_at
+    }
+
+    /// How long after its acceptance it was due.
+    pub(super) fn delay(&self) -> Duration {
+        self.start_at.since(self.accepted_at)
     }
 
     /// Its own limit to an attempt.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Priority;
 use super::admission::{LaneContext, LaneCore, Settings};
 use super::command::Job;
+use super::config::Overflow;
 use super::context;
 use super::durable::Stored;
 use super::extra::Extra;
@@ -16,12 +17,14 @@ use super::line::{Entry, Waiter};
 use super::options::SubmitOptions;
 use super::settle::{self, Accepted, Whereabouts};
 use super::ticket::{Limits, Ticket, Way};
+use super::traced::CommandTrace;
 use crate::clock::Tick;
 use crate::error::{LaneError, Result};
 use crate::executor::Making;
 use crate::executor::life::Birth;
 use crate::id::CommandId;
 use crate::limit::gate::Submitted;
+use crate::trace::TraceContext;
 
 pub(super) struct Incoming<'a> {
     core: &'a Arc<LaneCore>,
@@ -29,6 +32,7 @@ pub(super) struct Incoming<'a> {
     settings: &'a Settings,
     /// None for a command that asks for nothing that is to be remembered.
     pub(super) extra: Option<Box<Extra>>,
+    trace_parent: Option<Arc<TraceContext>>,
     count: Count,
     priority: Priority,
     /// Memory that it holds, and what the lane's commands may hold.
@@ -58,6 +62,7 @@ impl<'a> Incoming<'a> {
         options: Option<SubmitOptions>,
         size: usize,
     ) -> Self {
+        let trace_parent = options.as_ref().and_then(|options| options.trace_parent.clone());
         let parent = context::parent();
         let parents_deadline = parent.map_or(Tick::NEVER, |parent| parent.total_deadline);
         let extra = Extra::of(core, settings, context, options, parents_deadline);
@@ -73,19 +78,19 @@ impl<'a> Incoming<'a> {
             (size.saturating_add(own), limit)
         });
         let adopted = parent.is_some() && !extra.as_ref().is_some_and(|extra| extra.detached);
-        Self { core, context, settings, extra, count, priority, bytes, adopted }
+        Self { core, context, settings, extra, trace_parent, count, priority, bytes, adopted }
     }
 
     /// Counts it, if the lane has room.
     pub(super) fn count(&mut self) -> Result<Submitted> {
-        let submitted = self.core.count(self.settings, self.count, self.bytes, self.priority)?;
+        let submitted = self.try_count(self.count)?;
         self.hold_bytes();
         Ok(submitted)
     }
 
     /// Counts it apart, if the lane has room, until [`Reservation::enter`].
     pub(super) fn reserve(&mut self) -> Result<Reservation<'a>> {
-        let _apart = self.core.count(self.settings, Count::Apart, self.bytes, self.priority)?;
+        let _apart = self.try_count(Count::Apart)?;
         self.hold_bytes();
         let bytes = self.bytes.map_or(0, |(bytes, _)| bytes);
         Ok(Reservation { core: self.core, settings: self.settings, bytes, count: self.count })
@@ -94,6 +99,7 @@ impl<'a> Incoming<'a> {
     /// Counts it, whether the lane has room or not: it was accepted before.
     pub(super) fn count_again(&mut self) -> Submitted {
         self.hold_no_bytes();
+        self.begin_trace();
         if self.count == Count::Apart {
             self.core.step_apart();
             return Submitted::Queued;
@@ -104,6 +110,7 @@ impl<'a> Incoming<'a> {
     /// Counts it as running, whatever the lane's limits and holds say.
     pub(super) fn run_anyway(&mut self) -> Submitted {
         self.hold_no_bytes();
+        self.begin_trace();
         self.core.run_anyway();
         Submitted::Admitted
     }
@@ -120,6 +127,23 @@ impl<'a> Incoming<'a> {
     pub(super) fn has_started_before(&mut self) {
         if let Some(extra) = &mut self.extra {
             extra.latest_start = extra.total_deadline;
+        }
+    }
+
+    fn try_count(&mut self, count: Count) -> Result<Submitted> {
+        let counted = self.core.count(self.settings, count, self.bytes, self.priority);
+        // Who waits for room comes again with the same command: that is traced once.
+        let comes_again =
+            self.settings.config.overflow == Overflow::Wait && matches!(counted, Err(LaneError::LaneFull { .. }));
+        if !comes_again {
+            self.begin_trace();
+        }
+        counted
+    }
+
+    fn begin_trace(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.trace = CommandTrace::of(self.context, &self.core.id, self.trace_parent.as_deref());
         }
     }
 
@@ -152,7 +176,8 @@ impl<'a> Incoming<'a> {
         let lane = Arc::clone(core);
         // Without it, a command waits in the line at its beginning or not at all.
         let may_wait_later = extra.is_some();
-        let making = Making { priority, birth, timed: limits.any() || alarm.is_some(), has_ambient: true };
+        let making =
+            Making { priority, birth, timed: limits.any() || alarm.is_some(), has_ambient: true, owner: core.owner() };
         let make = |task| settle::run(Accepted::new(job, id, lane, task, place, extra));
         let way = Way::new(core.number(), cost);
         if birth != Birth::Queued {

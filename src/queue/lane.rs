@@ -22,7 +22,7 @@ use super::ticket::{Limits, Ticket, Way};
 use super::{LaneId, Priority};
 use crate::clock::Tick;
 use crate::error::{ConfigErrors, LaneError, Result};
-use crate::event::{CommandInfo, Transition};
+use crate::event::{FrequentKind, UNMEASURED};
 use crate::executor::Making;
 use crate::executor::life::Birth;
 use crate::id::CommandId;
@@ -307,6 +307,15 @@ impl Lane {
     /// Accepts, waiting for room where the lane says so, and for the store if it is durable.
     async fn accept_or_wait<J: Job>(
         &self,
+        job: J,
+        options: Option<SubmitOptions>,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
+        let accepted = self.try_accept_or_wait(job, options).await;
+        accepted.inspect_err(|rejected| self.core.count_refused(&rejected.error))
+    }
+
+    async fn try_accept_or_wait<J: Job>(
+        &self,
         mut job: J,
         options: Option<SubmitOptions>,
     ) -> Result<Ticket<J::Output>, Rejected<J>> {
@@ -343,8 +352,17 @@ impl Lane {
         }
     }
 
-    /// The way of every command into the queue.
+    /// [`Lane::try_accept`], and counts a refusal.
     pub(super) fn accept<J: Job>(
+        &self,
+        job: J,
+        options: Option<SubmitOptions>,
+    ) -> Result<Ticket<J::Output>, Rejected<J>> {
+        self.try_accept(job, options).inspect_err(|rejected| self.core.count_refused(&rejected.error))
+    }
+
+    /// The way of every command into the queue.
+    pub(super) fn try_accept<J: Job>(
         &self,
         job: J,
         options: Option<SubmitOptions>,
@@ -378,7 +396,7 @@ impl Lane {
             Err(error) => return Err(Rejected { error, command: job }),
         };
         let id = id.unwrap_or_else(CommandId::next);
-        context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
+        context.tell(FrequentKind::Submitted, &core.id, id, || UNMEASURED, || job.command_type());
         Ok(incoming.place(job, id, submitted))
     }
 
@@ -395,10 +413,10 @@ impl Lane {
             Err(error) => return Err(Rejected { error, command: job }),
         };
         let id = CommandId::next();
-        context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
+        context.tell(FrequentKind::Submitted, &core.id, id, || UNMEASURED, || job.command_type());
         let lane = Arc::clone(core);
         let make = |task| settle::run(Accepted::new(job, id, lane, task, Whereabouts::Line, None));
-        let making = Making { priority: core.priority, birth, timed: false, has_ambient: true };
+        let making = Making { priority: core.priority, birth, timed: false, has_ambient: true, owner: core.owner() };
         if birth == Birth::Admitted {
             let (runnable, task) = context.executor.prepare(making, make);
             if nested {

@@ -96,6 +96,12 @@ impl LaneNumber {
         LANES.read().unwrap_or_else(PoisonError::into_inner).get(self.0 as usize)?.upgrade()
     }
 
+    /// As a number that is never 0.
+    #[inline]
+    pub(super) const fn as_owner(self) -> u32 {
+        self.0 + 1
+    }
+
     pub(super) fn give_back(self) {
         let lane = LANES.write().unwrap_or_else(PoisonError::into_inner).try_remove(self.0 as usize);
         drop(lane);

@@ -11,12 +11,16 @@ use super::command_queue::{CommandQueue, DrainReport, QueueStats, RequeueReport}
 use super::config::LaneConfig;
 use super::dead_letter::{DeadLetter, DeadLetterQueue};
 use super::durable::{DurableCommand, RecoveryReport};
+use super::explain::Explanation;
 use super::lane::{JsonSubmission, Lane, Rejected};
 use super::options::SubmitOptions;
 use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
+use crate::alert::AlertManager;
 use crate::error::Result;
 use crate::event::{EventStream, LaneEvent};
+use crate::id::CommandId;
+use crate::metrics::QueueMetrics;
 use crate::storage::StorageHealth;
 
 /// A set of lanes on a shared executor. From [`QueueManagerBuilder`](crate::QueueManagerBuilder).
@@ -31,6 +35,19 @@ pub struct QueueManager {
 impl QueueManager {
     pub(super) fn new(queue: Arc<CommandQueue>) -> Self {
         Self { queue }
+    }
+
+    /// What measures the queue; none without [metrics](crate::QueueManagerBuilder::with_metrics) or
+    /// [alerts](crate::QueueManagerBuilder::with_alerts).
+    #[must_use]
+    pub fn metrics(&self) -> Option<&QueueMetrics> {
+        self.queue.metrics()
+    }
+
+    /// What judges the queue; none without [alerts](crate::QueueManagerBuilder::with_alerts).
+    #[must_use]
+    pub fn alerts(&self) -> Option<&Arc<AlertManager>> {
+        self.queue.alerts()
     }
 
     /// Lets commands run. Idempotent. Async as in a3s-lane; never waits.
@@ -144,6 +161,12 @@ impl QueueManager {
     #[must_use]
     pub fn lane(&self, lane_id: &str) -> Option<Lane> {
         self.queue.lane(lane_id)
+    }
+
+    /// Why a command waits; see [`CommandQueue::explain`].
+    #[must_use]
+    pub fn explain(&self, id: CommandId) -> Option<Explanation> {
+        self.queue.explain(id)
     }
 
     /// Holds a lane's commands back; see [`CommandQueue::pause`].

@@ -12,7 +12,7 @@
 //! | `settle` | what the outcome means; retry, event, dead letter, permit, result |
 //! | `ticket` | the submitter's side |
 //!
-//! Beside that way: `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
+//! Beside that way: `measured` says what the queue's metrics do not count themselves, `traced` keeps the times of a command, `explain` says why one waits; `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
 //! `priority_queue` are for hosts that run their work themselves.
 
 mod acquire;
@@ -26,6 +26,7 @@ mod config;
 mod context;
 mod dead_letter;
 mod durable;
+mod explain;
 mod extra;
 mod incoming;
 pub(crate) mod keys;
@@ -33,6 +34,7 @@ mod lane;
 mod lanes;
 mod line;
 mod manager;
+mod measured;
 pub(crate) mod nested;
 mod options;
 mod priority_queue;
@@ -40,6 +42,7 @@ mod rate;
 mod settle;
 mod stop;
 mod ticket;
+mod traced;
 
 pub use acquire::{Acquire, Permit};
 pub use builder::QueueManagerBuilder;
@@ -49,6 +52,7 @@ pub use config::{LaneConfig, OnStorageFailure, Overflow};
 pub use context::{CancelToken, CommandContext, is_cancelled};
 pub use dead_letter::{AttemptError, DeadLetter, DeadLetterQueue, DeadLetterReason};
 pub use durable::{DurableCommand, ParkReason, Parked, RecoveryReport};
+pub use explain::{Explanation, Standing, WaitCause};
 pub use keys::Key;
 pub use lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 pub use manager::QueueManager;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Priority;
 use super::keys::Key;
 use crate::id::CommandId;
+use crate::trace::TraceContext;
 
 /// Settings of one command. What is not set, the lane decides.
 ///
@@ -36,6 +37,7 @@ pub struct SubmitOptions {
     /// The letter is in the store of the queue that replays it.
     pub(super) replays_stored: bool,
     pub(super) idempotency_key: Option<Arc<str>>,
+    pub(super) trace_parent: Option<Arc<TraceContext>>,
 }
 
 impl SubmitOptions {
@@ -71,6 +73,13 @@ impl SubmitOptions {
     /// [`LaneConfig::max_pending_bytes`](crate::LaneConfig). Default: 0.
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bytes = bytes;
+        self
+    }
+
+    /// The command belongs to this trace, for a queue with [a tracer](crate::QueueManagerBuilder::with_tracer). Default: what is
+    /// current where it is submitted. Not kept in a store: a command that runs again after a restart begins a trace of its own.
+    pub fn trace_parent(mut self, parent: TraceContext) -> Self {
+        self.trace_parent = Some(Arc::new(parent));
         self
     }
 

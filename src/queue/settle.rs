@@ -17,12 +17,14 @@ use super::context::Running;
 use super::dead_letter::{DeadLetter, DeadLetterReason};
 use super::durable::Stored;
 use super::extra::{Extra, Past, Span};
+use super::traced::{About, outcome_of, outcome_of_attempt};
 use crate::clock::{Tick, wall_now};
 use crate::error::{LaneError, Result};
-use crate::event::{CommandInfo, Transition};
+use crate::event::{CommandInfo, FrequentKind, Transition};
 use crate::executor::life::End;
 use crate::executor::{Sleep, TaskRef, discard_panic, panic_message, within};
 use crate::id::CommandId;
+use crate::metrics::Count;
 use crate::policy::retry::{FailedAttempt, Retry};
 use crate::storage::Durability;
 
@@ -131,6 +133,7 @@ pub(super) struct Accepted<J: Job> {
 }
 
 impl<J: Job> Accepted<J> {
+    #[inline]
     pub(super) fn new(
         job: J,
         id: CommandId,
@@ -141,7 +144,12 @@ impl<J: Job> Accepted<J> {
     ) -> Self {
         let mut running = Running::new(task, id, lane, place);
         if let Some(extra) = &extra {
+            if extra.explained {
+                let command_type = contained(|| Some(job.command_type().into())).unwrap_or_default();
+                running.lane.note_accepted(id, task, place, extra, command_type);
+            }
             running.attempt = extra.attempts;
+            running.due_after(extra.delay());
             running.on_trial(extra.stored.as_ref().and_then(|stored| stored.verdict()));
         }
         Self { job: Some(job), running, extra }
@@ -149,6 +157,10 @@ impl<J: Job> Accepted<J> {
 
     fn stored(&mut self) -> Option<&mut Stored> {
         self.extra.as_mut().and_then(|extra| extra.stored.as_deref_mut())
+    }
+
+    fn is_explained(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.explained)
     }
 
     /// Whether it has settled and its end is on its way to the store: it holds its permit until that is there.
@@ -208,6 +220,9 @@ impl<J: Job> Accepted<J> {
                 let handle = self.running.task.handle();
                 waits = true;
                 self.running.place = Whereabouts::Line;
+                if self.is_explained() {
+                    self.running.lane.note_in_line(self.running.id);
+                }
                 let (key, place, cost) = match &self.extra {
                     None => (None, None, 1),
                     Some(extra) => {
@@ -242,12 +257,13 @@ impl<J: Job> Accepted<J> {
         &'a mut self,
     ) -> Attempt<'a, impl Future<Output = Result<J::Output>> + Send, impl Fn() -> &'a str + Send + Sync> {
         let begins = self.begin();
-        let Self { job, running, .. } = self;
+        let Self { job, running, extra } = self;
+        let trace = extra.as_ref().and_then(|extra| extra.trace.as_deref());
         // One that has ended is not asked for its future.
         let ambient = running.lane.ambient();
         let attempt = |job| within(ambient, || Job::attempt(job));
         let (future, kind) = if begins { job.as_mut().map(attempt) } else { None }.unzip();
-        Attempt::new(future, kind, running)
+        Attempt::new(future, kind, trace, running)
     }
 
     /// Begins the next attempt; false if the command has ended.
@@ -275,12 +291,21 @@ impl<J: Job> Accepted<J> {
             meta.alarm_off();
         }
         self.running.begin();
+        if self.is_explained() {
+            self.running.lane.note_started(self.running.id, self.running.attempt);
+        }
+        self.running.measure_start(is_first);
         if let Some(extra) = &mut self.extra
             && let Some(stored) = &mut extra.stored
         {
             stored.begin(self.running.id);
         }
-        self.running.lane.observe(|| Transition::Started(self.info()));
+        let attempt = self.running.attempt;
+        if let Some(trace) = self.extra.as_mut().and_then(|extra| extra.trace.as_mut()) {
+            trace.begin(attempt, self.running.lane.now());
+        }
+        let id = self.running.id;
+        self.running.lane.tell(FrequentKind::Started, id, || self.running.wait(), || self.type_name());
         if self.extra.is_none() && self.running.lane.is_plain() {
             self.running.limits = None;
             return true;
@@ -306,7 +331,9 @@ impl<J: Job> Accepted<J> {
                 if self.extra.is_none() && self.running.task.meta().life.try_end(End::Done).is_ok() =>
             {
                 self.running.place = Whereabouts::Settled;
-                self.running.lane.observe(|| Transition::Completed(self.info()));
+                let ran = self.running.measure_end(Some(Count::Ok), || self.command_type());
+                let id = self.running.id;
+                self.running.lane.tell(FrequentKind::Completed, id, || ran, || self.type_name());
                 if self.running.task.meta().life.is_admitted() {
                     self.running.lane.release();
                 }
@@ -396,9 +423,14 @@ impl<J: Job> Accepted<J> {
             let past = extra.past();
             past.previous_delay = after;
             past.errors.record(self.running.attempt, error, wall_now());
+            if let Some(trace) = &mut extra.trace {
+                trace.rest(self.running.attempt, self.running.lane.now(), outcome_of_attempt(error), Some(error));
+            }
         }
         let attempt = self.running.attempt;
-        self.running.lane.observe(|| Transition::Retrying {
+        let ran = self.running.measure_end(None, || self.command_type());
+        self.running.lane.measure(Count::Retries);
+        self.running.lane.observe_timed(ran, || Transition::Retrying {
             command: self.info(),
             attempt,
             error: error.to_string().into(),
@@ -410,6 +442,9 @@ impl<J: Job> Accepted<J> {
             stored.rest(id, attempt);
         }
         self.running.place = Whereabouts::Apart;
+        if self.is_explained() {
+            self.running.lane.note_backoff(self.running.id, due.as_nanos());
+        }
         // Counted apart before its permit is back: never as neither.
         self.running.lane.step_apart();
         self.give_back();
@@ -422,23 +457,32 @@ impl<J: Job> Accepted<J> {
         if life.give_up_key()
             && let Some(key) = self.extra.as_ref().and_then(|extra| extra.key.as_ref())
         {
+            if self.is_explained() {
+                self.running.lane.note_key_left(self.running.id, key);
+            }
             self.running.lane.leave_key(key);
         }
         if life.give_up_permit() {
             self.running.lane.release();
+            self.running.lane.note_hold();
         }
     }
 
     fn apply(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) {
         let place = std::mem::replace(&mut self.running.place, Whereabouts::Settled);
         self.running.task.meta().alarm_off();
+        if self.is_explained() {
+            self.running.lane.note_settled(self.running.id);
+        }
+        let ran = self.measure(fate);
         // A command's type and destructor are others' code: what it holds of its lane comes back all the same.
-        let told = catch_unwind(AssertUnwindSafe(|| self.tell(fate, error, discard)));
+        let told = catch_unwind(AssertUnwindSafe(|| self.tell(fate, ran, error, discard)));
         let letter = told.unwrap_or_else(|payload| {
             tracing::error!(panic = panic_message(payload.as_ref()), "a dead letter was lost: its command panicked");
             discard_panic(payload);
             None
         });
+        self.end_trace(fate, error);
         // The store first: who finds the letter may run its command again at once.
         self.end_stored(fate, letter.as_deref(), error);
         if let Some(letter) = letter {
@@ -471,6 +515,58 @@ impl<J: Job> Accepted<J> {
         }
     }
 
+    /// Tells the tracer, if there is one.
+    fn end_trace(&mut self, fate: Fate, error: Option<&LaneError>) {
+        let Some(extra) = self.extra.as_mut() else { return };
+        let Some(trace) = extra.trace.take() else { return };
+        let accepted_at = extra.accepted_at;
+        let command_type = self.command_type();
+        let lane = &self.running.lane;
+        let about = About {
+            id: self.running.id,
+            lane: &lane.id,
+            command_type: &command_type,
+            priority: lane.priority,
+            attempt: self.running.attempt,
+            accepted_at,
+        };
+        trace.end(&about, lane.now(), outcome_of(fate), error);
+    }
+
+    /// Counts the end of the command, and how long its last attempt ran: in nanoseconds, if that is measured.
+    fn measure(&self, fate: Fate) -> u64 {
+        let settled = match fate {
+            Fate::Complete => Count::Ok,
+            Fate::Fail | Fate::Retry(_) => Count::Error,
+            Fate::Panic => Count::Panic,
+            Fate::TimeOut => Count::Timeout,
+            Fate::Expire => Count::Expired,
+            Fate::Cancel => Count::Cancelled,
+            Fate::Shed => Count::Shed,
+        };
+        if !self.has_started() {
+            self.running.lane.measure(Count::Unstarted);
+        }
+        self.running.measure_end(Some(settled), || self.command_type())
+    }
+
+    fn observe_end(&self, fate: Fate, ran: u64, error: Option<&LaneError>) {
+        self.running.lane.observe_timed(ran, || {
+            let command = self.info();
+            match fate {
+                Fate::Complete => Transition::Completed(command),
+                Fate::Fail | Fate::Panic | Fate::Retry(_) => {
+                    let error = error.map(ToString::to_string).unwrap_or_default();
+                    Transition::Failed { command, error: error.into() }
+                }
+                Fate::TimeOut => Transition::TimedOut { command, timeout: self.limit() },
+                Fate::Expire => Transition::Expired { command, waited: self.wait_limit() },
+                Fate::Cancel => Transition::Cancelled { command, started: self.has_started() },
+                Fate::Shed => Transition::Shed(command),
+            }
+        });
+    }
+
     /// Has the store know what became of a command that it has: it is not to run again, unless it was only its queue that
     /// stopped, or its executor.
     fn end_stored(&mut self, fate: Fate, letter: Option<&DeadLetter>, error: Option<&LaneError>) {
@@ -500,22 +596,13 @@ impl<J: Job> Accepted<J> {
     }
 
     /// Tells others what became of the command: event, dead letter, which is returned.
-    fn tell(&mut self, fate: Fate, error: Option<&LaneError>, discard: bool) -> Option<Box<DeadLetter>> {
+    fn tell(&mut self, fate: Fate, ran: u64, error: Option<&LaneError>, discard: bool) -> Option<Box<DeadLetter>> {
         let started = self.has_started();
-        self.running.lane.observe(|| {
-            let command = self.info();
-            match fate {
-                Fate::Complete => Transition::Completed(command),
-                Fate::Fail | Fate::Panic | Fate::Retry(_) => {
-                    let error = error.map(ToString::to_string).unwrap_or_default();
-                    Transition::Failed { command, error: error.into() }
-                }
-                Fate::TimeOut => Transition::TimedOut { command, timeout: self.limit() },
-                Fate::Expire => Transition::Expired { command, waited: self.wait_limit() },
-                Fate::Cancel => Transition::Cancelled { command, started },
-                Fate::Shed => Transition::Shed(command),
-            }
-        });
+        if fate == Fate::Complete {
+            self.running.lane.tell(FrequentKind::Completed, self.running.id, || ran, || self.type_name());
+        } else {
+            self.observe_end(fate, ran, error);
+        }
         let reason = match fate {
             Fate::Complete => {
                 // Where there is a policy, no command is plain.
@@ -595,6 +682,14 @@ impl<J: Job> Accepted<J> {
     /// Keeps a letter among others.
     fn keep_letter(&self, letter: DeadLetter) {
         let Some(letters) = self.running.lane.dead_letters() else { return };
+        self.running.lane.measure(match letter.reason {
+            DeadLetterReason::Failed => Count::DeadFailed,
+            DeadLetterReason::Panicked => Count::DeadPanicked,
+            DeadLetterReason::TimedOut => Count::DeadTimedOut,
+            DeadLetterReason::Expired => Count::DeadExpired,
+            DeadLetterReason::Shed => Count::DeadShed,
+            _ => Count::DeadOther,
+        });
         let info = CommandInfo::new(&self.running.lane.id, letter.command_id, &letter.command_type);
         let evicted = letters.store(letter);
         letters.gone(&evicted);
@@ -620,9 +715,18 @@ impl<J: Job> Accepted<J> {
         self.running.task.meta().life.has_started()
     }
 
+    /// For who tells types apart: others' code, whose panic must not stop the count.
+    fn command_type(&self) -> Arc<str> {
+        contained(|| self.job.as_ref().map(|job| job.command_type().into())).unwrap_or_default()
+    }
+
+    /// Others' code.
+    fn type_name(&self) -> &str {
+        self.job.as_ref().map_or("", Job::command_type)
+    }
+
     fn info(&self) -> CommandInfo {
-        let command_type = self.job.as_ref().map_or("", Job::command_type);
-        CommandInfo::new(&self.running.lane.id, self.running.id, command_type)
+        CommandInfo::new(&self.running.lane.id, self.running.id, self.type_name())
     }
 
     /// The time that the command had, to run.
@@ -646,7 +750,7 @@ impl<J: Job> Accepted<J> {
 }
 
 /// What others' code gives; none if it panics.
-fn contained<T>(code: impl FnOnce() -> Option<T>) -> Option<T> {
+pub(super) fn contained<T>(code: impl FnOnce() -> Option<T>) -> Option<T> {
     catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
         discard_panic(panic);
         None

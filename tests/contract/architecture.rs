@@ -8,7 +8,8 @@ const LAYERS: &[&[&str]] = &[
     &["lib"],
     &["adapters", "monitor", "simulation"],
     &["queue", "testing"],
-    &["executor", "limit", "event", "policy", "storage"],
+    &["alert"],
+    &["executor", "limit", "event", "metrics", "policy", "storage", "trace"],
     &["clock", "id", "error"],
     &["sync"],
 ];
@@ -83,13 +84,14 @@ fn features_are_switched_in_lib_and_adapters_only() {
 }
 
 #[test]
-fn unsafe_code_is_allowed_in_executor_files_only() {
+fn unsafe_code_is_allowed_in_named_files_only() {
     for path in sources(&root().join("src")) {
         let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
         let allows = fs::read_to_string(&path).unwrap().contains("allow(unsafe_code)");
         let expected = ["cell", "memory", "shared", "shown", "slab", "task", "worker"];
         let expected = expected.map(|file| format!("src/executor/{file}.rs"));
-        assert_eq!(allows, expected.contains(&name), "{name}");
+        // And where the processor's counter is read.
+        assert_eq!(allows, expected.contains(&name) || name == "src/clock/stamp.rs", "{name}");
     }
 }
 
@@ -99,7 +101,7 @@ fn the_system_clock_is_read_in_one_place() {
         let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
         let text = fs::read_to_string(&path).unwrap();
         for forbidden in ["Instant::now", "SystemTime::now", "Utc::now"] {
-            assert!(name == "src/clock.rs" || !text.contains(forbidden), "{name} calls {forbidden}");
+            assert!(name == "src/clock/mod.rs" || !text.contains(forbidden), "{name} calls {forbidden}");
         }
     }
 }

@@ -2,6 +2,7 @@
 // `Ok(wait().await)` is how a command that only waits reads best.
 #![allow(clippy::unwrap_used, clippy::unit_arg)]
 
+mod alerts;
 mod architecture;
 mod bad_input;
 mod boost;
@@ -11,11 +12,13 @@ mod concurrency;
 mod dead_letters;
 mod dead_letters_in_queue;
 mod deadlines;
+mod deploy;
 mod durable;
 mod durable_edges;
 mod durable_model;
 mod events;
 mod executor;
+mod explain;
 mod golden;
 mod idempotency;
 mod interplay;
@@ -23,12 +26,14 @@ mod lanes;
 mod leaks;
 mod limiters;
 mod managers;
+mod metrics;
 mod nested;
 mod nested_retries;
 mod order;
 mod policies;
 mod priority_queue;
 mod rates;
+mod recorder;
 mod recovery;
 mod reserve;
 mod retries;
@@ -37,6 +42,7 @@ mod storage;
 mod storage_failures;
 mod stores;
 mod stuck;
+mod subscriptions;
 mod support;
 mod tasks;
 mod timeouts;

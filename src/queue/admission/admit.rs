@@ -15,25 +15,30 @@ use crate::queue::nested::Nested;
 impl LaneCore {
     pub(in crate::queue) fn start(&self) {
         self.gate.unhold(Hold::Unstarted);
+        self.note_hold();
         self.pump();
     }
 
     pub(in crate::queue) fn pause(&self) {
         self.gate.hold(Hold::Paused);
+        self.note_hold();
     }
 
     /// Holds commands back while the store says so.
     pub(in crate::queue) fn hold_for_store(&self, hold: bool) {
         if hold {
             self.gate.hold(Hold::Store);
+            self.note_hold();
         } else {
             self.gate.unhold(Hold::Store);
+            self.note_hold();
             self.pump();
         }
     }
 
     pub(in crate::queue) fn resume(&self) {
         self.gate.unhold(Hold::Paused);
+        self.note_hold();
         self.pump();
         if let Some(store) = self.context().and_then(|context| context.store.as_ref()) {
             store.tell_lanes_changed();
@@ -104,6 +109,8 @@ impl LaneCore {
             self.exhume(1);
             return Verdict::Dead;
         }
+        // Some may have been accepted while the lane explained.
+        self.note_admitted(handle.meta(), false);
         match handle.into_unparked() {
             Ok(runnable) => crate::executor::schedule_admitted(runnable),
             Err(handle) => handle.wake(),
@@ -171,6 +178,7 @@ impl LaneCore {
         if !life.admit(keyed) {
             return Verdict::Dead;
         }
+        self.note_admitted(handle.meta(), keyed);
         Verdict::Admitted
     }
 

@@ -92,7 +92,7 @@ impl LaneCore {
     }
 
     /// How many of a key may run now.
-    pub(super) fn per_key(&self) -> usize {
+    pub(in crate::queue) fn per_key(&self) -> usize {
         self.settings.load().config.per_key.unwrap_or(usize::MAX)
     }
 
@@ -153,6 +153,8 @@ impl LaneCore {
                     self.leave_key(key);
                 }
                 self.release();
+            } else {
+                self.note_admitted(handle.meta(), key.is_some());
             }
             self.step_in();
             self.make_room();

@@ -35,20 +35,25 @@ use arc_swap::ArcSwap;
 use event_listener::Event;
 
 use crate::clock::Tick;
-use crate::event::{EventEmitter, Transition};
+use crate::event::{EventEmitter, Frequent, FrequentKind, Transition};
 use crate::executor::{Ambient, Executor, TimerKey};
-use crate::limit::gate::Gate;
+use crate::id::CommandId;
+use crate::limit::gate::{Gate, GateStatus};
+use crate::metrics::{LaneMeter, QueueMetrics};
 use crate::queue::Priority;
 use crate::queue::command_queue::QueueCore;
 use crate::queue::config::LaneConfig;
 use crate::queue::dead_letter::DeadLetterQueue;
 use crate::queue::durable::Store;
+use crate::queue::explain::Waits;
 use crate::queue::keys::{Keys, Queued};
 use crate::queue::lanes::LaneNumber;
 use crate::queue::line::{Line, Place};
 use crate::queue::nested::Nested;
+use crate::queue::settle::contained;
 use crate::storage::Durability;
 use crate::sync::OwnLine;
+use crate::trace::Tracer;
 
 use count::BIAS;
 use end::RUNNING;
@@ -95,7 +100,13 @@ pub(super) struct LaneCore {
     drain_timeouts: AtomicBool,
     /// Set when the lane is registered.
     context: OnceLock<LaneContext>,
+    /// Set before that, if the queue is measured.
+    meter: OnceLock<Arc<LaneMeter>>,
+    /// When the rate limit began to hold commands back; 0 while it does not. Only in lanes that are measured.
+    throttled_since: AtomicU64,
     number: OnceLock<LaneNumber>,
+    /// Made for the first command that is to be explained.
+    pub(super) waits: OnceLock<Box<Mutex<Waits>>>,
 }
 
 /// What a lane gets from the queue that it is registered with.
@@ -108,6 +119,8 @@ pub(super) struct LaneContext {
     pub(super) pool: Option<Arc<SharedPool>>,
     pub(super) queue: Weak<QueueCore>,
     pub(super) store: Option<Arc<Store>>,
+    pub(super) metrics: Option<QueueMetrics>,
+    pub(super) tracer: Option<Arc<dyn Tracer>>,
 }
 
 impl LaneContext {
@@ -118,9 +131,40 @@ impl LaneContext {
         Some((store, durability))
     }
 
+    /// Tells what every command tells, if somebody wants it. Not of a command whose type panics.
+    #[inline]
+    pub(super) fn tell<'a>(
+        &self,
+        kind: FrequentKind,
+        lane: &Arc<str>,
+        id: CommandId,
+        nanos: impl FnOnce() -> u64,
+        command_type: impl FnOnce() -> &'a str,
+    ) {
+        if self.events.wants(kind) {
+            self.tell_wanted(kind, lane, id, nanos(), command_type);
+        }
+    }
+
+    // Not inlined: where nobody listens, the way of a command is to stay short.
+    #[inline(never)]
+    fn tell_wanted<'a>(
+        &self,
+        kind: FrequentKind,
+        lane: &Arc<str>,
+        id: CommandId,
+        nanos: u64,
+        command_type: impl FnOnce() -> &'a str,
+    ) {
+        if let Some(command_type) = contained(|| Some(command_type())) {
+            let stamp = self.executor.clock().stamp();
+            self.events.frequent(Frequent { kind, id, lane, command_type, stamp, nanos });
+        }
+    }
+
     /// Whether a command in a lane with these settings has nothing that is to be remembered.
     fn allows_plain(&self, settings: &Settings) -> bool {
-        settings.is_plain() && self.dead_letters.is_none() && self.durable(settings).is_none()
+        settings.is_plain() && self.dead_letters.is_none() && self.durable(settings).is_none() && self.tracer.is_none()
     }
 }
 
@@ -153,7 +197,10 @@ impl LaneCore {
             // Until it is known what the queue asks.
             plain: AtomicBool::new(false),
             context: OnceLock::new(),
+            meter: OnceLock::new(),
+            throttled_since: AtomicU64::new(0),
             number: OnceLock::new(),
+            waits: OnceLock::new(),
         })
     }
 
@@ -172,6 +219,9 @@ impl LaneCore {
         let plain = context.allows_plain(&self.settings.load());
         context.executor.shared().floor(self.priority, self.settings.load().config.min_concurrency > 0);
         self.random.store(context.executor.shared().seed(), Ordering::Relaxed);
+        if let (Some(metrics), None) = (&context.metrics, self.context.get()) {
+            self.meter.get_or_init(|| metrics.meter(&self.id));
+        }
         let registered = self.context.set(context).is_ok();
         if registered {
             self.plain.store(plain, Ordering::Relaxed);
@@ -182,6 +232,27 @@ impl LaneCore {
     #[inline]
     pub(super) fn context(&self) -> Option<&LaneContext> {
         self.context.get()
+    }
+
+    pub(super) fn gate_status(&self) -> GateStatus {
+        self.gate.status()
+    }
+
+    /// When the rate limit is to be asked again, in nanoseconds.
+    pub(super) fn retry_at(&self) -> u64 {
+        self.retry_at.load(Ordering::Acquire)
+    }
+
+    /// What measures the lane, if anything does.
+    #[inline]
+    pub(super) fn meter(&self) -> Option<&LaneMeter> {
+        self.meter.get().map(|meter| &**meter)
+    }
+
+    /// Names the lane in its tasks, for who measures it.
+    #[inline]
+    pub(super) fn owner(&self) -> u32 {
+        if self.meter.get().is_some() { self.number().as_owner() } else { 0 }
     }
 
     pub(super) fn dead_letters(&self) -> Option<&DeadLetterQueue> {
@@ -197,6 +268,27 @@ impl LaneCore {
     pub(super) fn observe(&self, make: impl FnOnce() -> Transition) {
         if let Some(context) = self.context.get() {
             context.events.observe(make);
+        }
+    }
+
+    /// As [`LaneCore::observe`], of a command that has run for so long in its last attempt.
+    pub(super) fn observe_timed(&self, nanos: u64, make: impl FnOnce() -> Transition) {
+        if let Some(context) = self.context.get() {
+            context.events.observe_timed(nanos, make);
+        }
+    }
+
+    /// See [`LaneContext::tell`].
+    #[inline]
+    pub(super) fn tell<'a>(
+        &self,
+        kind: FrequentKind,
+        id: CommandId,
+        nanos: impl FnOnce() -> u64,
+        command_type: impl FnOnce() -> &'a str,
+    ) {
+        if let Some(context) = self.context.get() {
+            context.tell(kind, &self.id, id, nanos, command_type);
         }
     }
 

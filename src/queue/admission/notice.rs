@@ -8,8 +8,10 @@ use super::LaneCore;
 use super::count::apart;
 use super::settings::Settings;
 use crate::clock::Tick;
+use crate::error::LaneError;
 use crate::event::Transition;
 use crate::limit::gate::Notice;
+use crate::metrics::Count;
 use crate::queue::lane::LaneStatus;
 
 impl LaneCore {
@@ -30,6 +32,11 @@ impl LaneCore {
         let Some(context) = self.context() else { return };
         let Some(lane) = self.this() else { return };
         let shared = context.executor.shared();
+        self.note_hold();
+        if self.meter().is_some() {
+            let now = shared.clock.stamp().max(1);
+            let _since = self.throttled_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
         // Only atomics and the timers' own lock under this one: the last to come sets the timer that stays, for the refusal
         // that was last.
         let mut timer = self.throttle_timer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,6 +52,30 @@ impl LaneCore {
         self.end_late();
     }
 
+    /// The rate limit holds nothing back any more.
+    pub(super) fn end_throttled(&self) {
+        if let (Some(meter), Some(context)) = (self.meter(), self.context()) {
+            let now = context.executor.clock().stamp();
+            meter.throttled_for(now, self.throttled_since.swap(0, Ordering::Relaxed));
+        }
+    }
+
+    pub(in crate::queue) fn measure(&self, count: Count) {
+        if let Some(meter) = self.meter() {
+            meter.count(count);
+        }
+    }
+
+    /// A submission was refused.
+    pub(in crate::queue) fn count_refused(&self, error: &LaneError) {
+        self.measure(match error {
+            LaneError::LaneFull { .. } => Count::RejectedFull,
+            LaneError::ShutdownInProgress => Count::RejectedShutdown,
+            LaneError::Storage(_) => Count::RejectedStorage,
+            _ => Count::RejectedInvalid,
+        });
+    }
+
     pub(in crate::queue) fn note_pressure(&self, settings: &Settings) {
         if settings.config.pressure_threshold.is_some_and(|threshold| self.gate.note_pressure(threshold)) {
             self.observe(|| Transition::Pressure { lane_id: Arc::clone(&self.id) });
@@ -54,6 +85,11 @@ impl LaneCore {
     /// Commands accepted and not admitted.
     pub(super) fn pending(&self) -> usize {
         usize::try_from(self.gate.status().waiting as i64 + self.apart()).unwrap_or(0)
+    }
+
+    /// Of these, commands that wait for their time or behind others of their key; about, while commands move.
+    pub(in crate::queue) fn delayed(&self) -> usize {
+        usize::try_from(self.apart() + self.dead.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     pub(in crate::queue) fn status(&self) -> LaneStatus {
@@ -94,7 +130,10 @@ pub(super) struct Unthrottle(Arc<LaneCore>);
 
 impl Wake for Unthrottle {
     fn wake(self: Arc<Self>) {
-        self.0.gate.unthrottle();
-        self.0.pump();
+        let Self(lane) = &*self;
+        lane.end_throttled();
+        lane.gate.unthrottle();
+        lane.note_hold();
+        lane.pump();
     }
 }

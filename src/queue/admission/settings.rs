@@ -33,7 +33,8 @@ impl Settings {
             || config.queue_timeout.is_some()
             || config.total_timeout.is_some()
             || config.drain_timeout.is_some()
-            || config.max_pending_bytes.is_some();
+            || config.max_pending_bytes.is_some()
+            || config.explain;
         Self { config, limiter, booster, uncommon }
     }
 
@@ -107,6 +108,7 @@ impl LaneCore {
         }
         if !limit_stays {
             // The timer of the old limit may still come: it pumps once more.
+            self.end_throttled();
             self.gate.unthrottle();
         }
         if let Some(store) = self.context().and_then(|context| context.store.as_ref()) {
@@ -118,6 +120,7 @@ impl LaneCore {
             self.list_key(&key);
         }
         self.pump();
+        self.note_settings();
         Ok(())
     }
 }

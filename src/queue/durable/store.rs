@@ -328,6 +328,10 @@ impl Store {
         };
         if changed {
             tracing::error!(%error, "the store has failed");
+            let queue = self.queue.get().and_then(Weak::upgrade);
+            if let Some(metrics) = queue.as_ref().and_then(|queue| queue.context.metrics.as_ref()) {
+                metrics.count_storage_error();
+            }
             self.events.observe(|| Transition::StorageFailed { error: error.to_string().into() });
             self.hold_lanes();
         }

@@ -12,7 +12,7 @@ use super::store::Store;
 use super::stored::{Stored, guarded};
 use crate::clock::{Tick, wall_now};
 use crate::error::{LaneError, Result, StorageError};
-use crate::event::{CommandInfo, Transition};
+use crate::event::{FrequentKind, UNMEASURED};
 use crate::executor::LOWEST_PRIORITY;
 use crate::id::CommandId;
 use crate::queue::admission::{LaneContext, Settings};
@@ -53,7 +53,7 @@ impl Lane {
                 let hint = "it is in memory: give the queue a store, or submit a TypedCommand";
                 return Err(Rejected { error: self.not_durable(hint), command: job });
             }
-            return self.accept(job, options);
+            return self.try_accept(job, options);
         }
         // In a box: it is larger than the rest, which has to be small.
         Box::pin(self.accept_stored(job, options.unwrap_or_default())).await
@@ -75,7 +75,7 @@ impl Lane {
         let durable = core.context().and_then(|context| Some((context, context.durable(&settings)?)));
         let Some((context, (store, durability))) = durable else {
             // It was until just now.
-            return self.accept(job, Some(options));
+            return self.try_accept(job, Some(options));
         };
         if !context.executor.is_open() {
             return Err(Rejected { error: LaneError::ShutdownInProgress, command: job });
@@ -143,7 +143,7 @@ impl Lane {
             }
         };
         let submitted = reservation.enter();
-        context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
+        context.tell(FrequentKind::Submitted, &core.id, id, || UNMEASURED, || job.command_type());
         Ok(incoming.place(job, id, submitted))
     }
 
@@ -222,7 +222,7 @@ impl Lane {
         // Until this is stored, the letter is: nothing is lost, and nothing is waited for.
         store.later_detached(Change::Replay(Box::new(record)));
         incoming.set_stored(Stored::new(store, created_at, version, None), 0);
-        context.events.observe(|| Transition::Submitted(CommandInfo::new(&core.id, id, job.command_type())));
+        context.tell(FrequentKind::Submitted, &core.id, id, || UNMEASURED, || job.command_type());
         Ok(incoming.place(job, id, submitted))
     }
 }

@@ -3,9 +3,13 @@
 //! Scheduling uses monotonic [`Tick`]s from a [`Clock`], which a simulation replaces by one that moves only when told.
 //! The wall clock is for display and stored records, never for a decision.
 
+mod stamp;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
+
+pub(crate) use stamp::stamp;
 
 /// Where system clocks count from: one instant for all, so that what several executors share (a rate limiter) can compare
 /// their ticks.
@@ -64,6 +68,15 @@ impl Clock {
         match self {
             Self::System => Tick(u64::try_from(ORIGIN.elapsed().as_nanos()).unwrap_or(u64::MAX)),
             Self::Virtual(nanos) => Tick(nanos.load(Ordering::Acquire)),
+        }
+    }
+
+    /// As [`stamp`], in virtual time where that is the clock's; that begins at 1, since 0 is no stamp.
+    #[inline]
+    pub(crate) fn stamp(&self) -> u64 {
+        match self {
+            Self::System => stamp(),
+            Self::Virtual(_) => self.now().as_nanos() + 1,
         }
     }
 

@@ -1,0 +1,17 @@
+//! Sinks of alerts, against a scripted server, the vendors' schemas, and programs of others.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod alertmanager;
+mod delivery;
+mod limits;
+mod pager_duty;
+mod programs;
+mod schema;
+mod secrets;
+mod settings;
+mod slack;
+mod stub;
+mod support;
+mod tls;
+mod webhook;
