@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use corelane::{
-    Command, EventEmitter, EventReceiver, LaneConfig, LaneEvent, QueueManager, QueueManagerBuilder, RateAlgorithm,
-    RateLimitConfig, RateLimiter, Result, Simulation, Task, Ticket, TypedCommand,
+    Command, EventEmitter, EventReceiver, LaneConfig, LaneEvent, MetricsLevel, QueueManager, QueueManagerBuilder,
+    QueueMetrics, RateAlgorithm, RateLimitConfig, RateLimiter, Result, Simulation, Task, Ticket, TypedCommand,
 };
 use futures::FutureExt;
 use futures::executor::block_on;
@@ -28,6 +28,11 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "command/typed", run: |rounds| commands::<u64>(rounds, WIDE, submit_typed) },
     Case { name: "command/boxed", run: |rounds| commands(rounds, WIDE, submit_boxed) },
     Case { name: "command/closure", run: |rounds| commands::<u64>(rounds, WIDE, submit_closure) },
+    // Over `command/typed`: what metrics cost, by level. In virtual time: on the system's clock, each of the three times is
+    // about 10 instructions more.
+    Case { name: "command/typed_measured", run: |rounds| commands_measured(rounds, MetricsLevel::Full) },
+    Case { name: "command/typed_sampled", run: |rounds| commands_measured(rounds, MetricsLevel::Sampled(5)) },
+    Case { name: "command/typed_counted", run: |rounds| commands_measured(rounds, MetricsLevel::Counters) },
     // The same where another command of the lane runs first.
     Case { name: "command/typed_waiting", run: |rounds| commands::<u64>(rounds, NARROW, submit_typed) },
     Case { name: "command/boxed_waiting", run: |rounds| commands(rounds, NARROW, submit_boxed) },
@@ -110,9 +115,18 @@ async fn join(tasks: Vec<Task<u64>>) {
 }
 
 /// A queue with a lane named `lane`.
-fn queue(simulation: &Simulation, events: EventEmitter, max_concurrency: usize) -> QueueManager {
+fn queue(
+    simulation: &Simulation,
+    events: EventEmitter,
+    max_concurrency: usize,
+    metrics: Option<QueueMetrics>,
+) -> QueueManager {
     let build = async {
         let builder = QueueManagerBuilder::new(events).with_executor(simulation.executor().clone());
+        let builder = match metrics {
+            Some(metrics) => builder.with_metrics(metrics),
+            None => builder,
+        };
         let queue = builder.with_lane("lane", LaneConfig::new(1, max_concurrency), PRIORITY).build().await;
         let queue = queue.expect("the configuration is usable");
         queue.start().await.expect("a new queue can be started");
@@ -139,7 +153,7 @@ fn commands<T: Into<serde_json::Value>>(
     submit: fn(&QueueManager, u64) -> Ticket<T>,
 ) {
     let mut simulation = simulation();
-    let queue = queue(&simulation, EventEmitter::new(1), max_concurrency);
+    let queue = queue(&simulation, EventEmitter::new(1), max_concurrency, None);
     for _ in 0..rounds {
         run_round(&mut simulation, &queue, submit);
     }
@@ -149,7 +163,7 @@ fn commands_subscriber_behind(rounds: u64) {
     let mut simulation = simulation();
     let events = EventEmitter::new(1);
     let mut receiver = events.subscribe();
-    let queue = queue(&simulation, events, WIDE);
+    let queue = queue(&simulation, events, WIDE, None);
     for _ in 0..rounds {
         run_round(&mut simulation, &queue, submit_typed);
     }
@@ -160,11 +174,21 @@ fn commands_subscribed(rounds: u64) {
     let mut simulation = simulation();
     let events = EventEmitter::new(1_000);
     let mut receiver = events.subscribe();
-    let queue = queue(&simulation, events, WIDE);
+    let queue = queue(&simulation, events, WIDE, None);
     for _ in 0..rounds {
         run_round(&mut simulation, &queue, submit_typed);
         assert_eq!(receive_all(&mut receiver), 3 * OPERATIONS);
     }
+}
+
+fn commands_measured(rounds: u64, level: MetricsLevel) {
+    let mut simulation = simulation();
+    let metrics = QueueMetrics::local().with_level(level);
+    let queue = queue(&simulation, EventEmitter::new(1), WIDE, Some(metrics.clone()));
+    for _ in 0..rounds {
+        run_round(&mut simulation, &queue, submit_typed);
+    }
+    assert_eq!(metrics.collect().lanes[0].finished.ok, rounds * OPERATIONS);
 }
 
 /// Submits from a worker and awaits the results.
@@ -189,7 +213,7 @@ fn receive_all(receiver: &mut EventReceiver) -> u64 {
 
 fn acquire_release(rounds: u64) {
     let simulation = simulation();
-    let queue = queue(&simulation, EventEmitter::new(1), WIDE);
+    let queue = queue(&simulation, EventEmitter::new(1), WIDE, None);
     let lane = queue.lane("lane").expect("the lane is there");
     for _ in 0..rounds * OPERATIONS {
         drop(black_box(lane.try_acquire().expect("a permit is free")));

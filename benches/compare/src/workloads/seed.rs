@@ -70,8 +70,8 @@ impl Workload for Seed {
         };
         let observed = match self.observed {
             Observed::Off => "no metrics, nobody subscribed to events",
-            Observed::On => "with metrics (which corelane does not have yet: the same as without)",
-            Observed::Subscribed => "with metrics, as far as there are any, and a subscriber that reads the events",
+            Observed::On => "with metrics",
+            Observed::Subscribed => "with metrics and a subscriber that reads the events",
         };
         let Self { commands, few_commands, .. } = self;
         format!(
@@ -89,7 +89,13 @@ impl Workload for Seed {
         vec![
             Contender::timed("corelane", Role::Ours, commands, move || {
                 let executor = executor.clone();
-                let configure = |builder: corelane::QueueManagerBuilder| builder.with_executor(executor);
+                let configure = |builder: corelane::QueueManagerBuilder| {
+                    let builder = builder.with_executor(executor);
+                    match observed {
+                        Observed::Off => builder,
+                        _ => builder.with_metrics(corelane::QueueMetrics::local()),
+                    }
+                };
                 host.block_on(ours::run(configure, lanes, observed, commands))
             }),
             // a3s-lane runs its commands on the runtime. Its schedulers go on polling when their queue is gone; they end with
