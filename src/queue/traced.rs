@@ -2,6 +2,7 @@
 //!
 //! A tracer is others' code: what it panics with is contained.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -57,14 +58,21 @@ impl CommandTrace {
     pub(super) fn during<T>(&self, poll: impl FnOnce() -> Poll<T>) -> Poll<T> {
         let Some(traced) = &self.traced else { return poll() };
         let mut poll = Some(poll);
-        let mut polled = Poll::Pending;
-        self.tracer.during(traced, &mut || {
-            if let Some(poll) = poll.take() {
-                polled = poll();
-            }
+        let mut polled = None;
+        // The command's own panic goes round the tracer, and is not taken for one of the tracer's.
+        contained(|| {
+            self.tracer.during(traced, &mut || {
+                if let Some(poll) = poll.take() {
+                    polled = Some(catch_unwind(AssertUnwindSafe(poll)));
+                }
+            });
+            Some(())
         });
-        // A tracer that did not poll must not make the command wait for ever.
-        poll.map_or(polled, |poll| poll())
+        match polled {
+            Some(polled) => polled.unwrap_or_else(|panic| resume_unwind(panic)),
+            // A tracer that did not poll must not make the command wait for ever.
+            None => poll.map_or(Poll::Pending, |poll| poll()),
+        }
     }
 
     /// The present attempt has ended, if one runs.

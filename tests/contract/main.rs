@@ -48,3 +48,4 @@ mod tasks;
 mod timeouts;
 #[cfg(feature = "tokio")]
 mod tokio_shim;
+mod traces;
