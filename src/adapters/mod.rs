@@ -1,5 +1,7 @@
 //! Edges to other runtimes and systems, each behind one feature. Uses the rest of the crate; nothing but `lib` uses it.
 
+#[cfg(any(feature = "alert-sinks", feature = "otel"))]
+mod http;
 #[cfg(feature = "otel")]
 pub(crate) mod otel;
 #[cfg(feature = "prometheus")]

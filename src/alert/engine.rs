@@ -15,7 +15,7 @@ use super::config::{LatencyAlertConfig, QueueDepthAlertConfig};
 use super::evaluation::Past;
 use super::notification::{Alert, AlertLevel, AlertStatus, Notification};
 use super::rule::{AlertCondition, AlertRule, LATENCY, QUEUE_DEPTH};
-use super::state::{Machine, Phase, Tell, Terms, Told};
+use super::state::{Machine, Phase, Tell, Told};
 use crate::clock::Tick;
 use crate::error::ConfigErrors;
 use crate::metrics::Reading;
@@ -123,14 +123,12 @@ struct Feed {
     past: Past,
     /// The alerts' time and the readings', at the first one.
     origin: Option<(Duration, Duration)>,
-    lanes: Vec<Arc<str>>,
 }
 
 /// An alert that is pending or fires.
 #[derive(Debug)]
 struct Tracked {
     rule: Arc<AlertRule>,
-    terms: Terms,
     machine: Machine,
     told: Told,
     found: Vec<Found>,
@@ -239,9 +237,7 @@ impl Engine {
         let mut tell = Vec::new();
         for key in keys {
             match (&rule, self.alerts.get_mut(&key)) {
-                (Some(rule), Some(tracked)) => {
-                    (tracked.rule, tracked.terms) = (Arc::clone(rule), rule.terms());
-                }
+                (Some(rule), Some(tracked)) => tracked.rule = Arc::clone(rule),
                 _ => tell.extend(self.end(&key, moment.wall)),
             }
         }
@@ -250,7 +246,7 @@ impl Engine {
 
     pub(super) fn add_feed(&mut self) -> u64 {
         self.feeds_made += 1;
-        self.feeds.insert(self.feeds_made, Feed { past: Past::default(), origin: None, lanes: Vec::new() });
+        self.feeds.insert(self.feeds_made, Feed { past: Past::default(), origin: None });
         self.feeds_made
     }
 
@@ -259,7 +255,7 @@ impl Engine {
     pub(super) fn end_feed(&mut self, feed: u64, moment: Moment) -> Vec<Notification> {
         self.feeds.remove(&feed);
         self.timeline.advance_to(moment.tick);
-        self.forget(Source::Readings(feed), |_, _| true, moment.wall)
+        self.forget(Source::Readings(feed), |_| true, moment.wall)
     }
 
     /// Judges a reading by all rules.
@@ -284,12 +280,7 @@ impl Engine {
             }
         }
         state.past.keep(reading);
-        let lanes: Vec<_> = reading.lanes.iter().map(|lane| Arc::clone(&lane.lane)).collect();
-        if lanes != state.lanes {
-            let gone = |lane: &str| !lane.is_empty() && reading.lane(lane).is_none();
-            tell.extend(self.forget(source, |_, lane| gone(lane), wall));
-            state.lanes = lanes;
-        }
+        tell.extend(self.forget(source, |lane| !lane.is_empty() && reading.lane(lane).is_none(), wall));
         self.feeds.insert(feed, state);
         tell
     }
@@ -374,14 +365,12 @@ impl Engine {
             tracked.found.retain(|other| other.source != found.source);
             tracked.found.push(found);
         } else {
-            let terms = rule.terms();
             // Nearly all there is to see is no alert.
-            if !terms.reaches_any(found.value) {
+            if !rule.terms().reaches_any(found.value) {
                 return None;
             }
             let tracked = Tracked {
                 rule: Arc::clone(rule),
-                terms,
                 machine: Machine::default(),
                 told: Told::default(),
                 found: vec![found],
@@ -427,10 +416,10 @@ impl Engine {
     }
 
     /// Takes back what a source has said of some alerts.
-    fn forget(&mut self, source: Source, of: impl Fn(&str, &str) -> bool, wall: DateTime<Utc>) -> Vec<Notification> {
+    fn forget(&mut self, source: Source, of: impl Fn(&str) -> bool, wall: DateTime<Utc>) -> Vec<Notification> {
         let mut ended = Vec::new();
         for (key, tracked) in &mut self.alerts {
-            if of(&key.0, &key.1) && tracked.found.iter().any(|found| found.source == source) {
+            if of(&key.1) && tracked.found.iter().any(|found| found.source == source) {
                 tracked.found.retain(|found| found.source != source);
                 if tracked.found.is_empty() {
                     ended.push(key.clone());
@@ -457,16 +446,17 @@ impl Tracked {
         let Some(worst) = self.found.iter().copied().max_by(|a, b| a.value.total_cmp(&b.value)) else {
             return Phase::Inactive;
         };
-        let hold = if worst.source == Source::Checks { Duration::ZERO } else { self.terms.hold };
+        let terms = self.rule.terms();
+        let hold = if worst.source == Source::Checks { Duration::ZERO } else { terms.hold };
         let before = self.machine.phase();
-        let phase = self.machine.observe(&self.terms, worst.value, hold, now);
+        let phase = self.machine.observe(&terms, worst.value, hold, now);
         if let Phase::Firing(level) = phase {
             if before.level().is_none() {
                 self.started_at = wall;
             }
             self.alert.level = level;
             self.alert.current_value = worst.value;
-            self.alert.threshold = self.terms.raise[level as usize].unwrap_or(f64::NAN);
+            self.alert.threshold = terms.raise[level as usize].unwrap_or(f64::NAN);
             self.alert.message = self.rule.message(&self.alert.lane_id, worst.value, level);
         }
         phase
@@ -475,7 +465,7 @@ impl Tracked {
     /// When it will be over, if no reading looks at it.
     fn clears_unseen(&self) -> Option<Duration> {
         let unseen = self.found.iter().all(|found| found.source == Source::Checks);
-        self.machine.clears_at(&self.terms).filter(|_| unseen)
+        self.machine.clears_at(&self.rule.terms()).filter(|_| unseen)
     }
 
     fn notification(&self, status: AlertStatus, ended_at: Option<DateTime<Utc>>, instance: &str) -> Notification {

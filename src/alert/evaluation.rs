@@ -161,14 +161,14 @@ impl Window {
 
     /// Leaves one sample at most that is as old as the window.
     fn drop_older_than(&mut self, now: Duration) {
-        let old = |sample: &Arc<Reading>| sample.elapsed + self.length <= now;
+        let old = |sample: &Arc<Reading>| sample.elapsed.saturating_add(self.length) <= now;
         while self.samples.get(1).is_some_and(old) {
             self.samples.pop_front();
         }
     }
 
     fn keep(&mut self, reading: &Arc<Reading>) {
-        let next = self.samples.back().map(|sample| sample.elapsed + self.length / SAMPLES);
+        let next = self.samples.back().map(|sample| sample.elapsed.saturating_add(self.length / SAMPLES));
         if next.is_none_or(|next| next <= reading.elapsed) {
             self.samples.push_back(Arc::clone(reading));
         }

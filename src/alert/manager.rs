@@ -310,7 +310,8 @@ impl AlertManager {
     }
 
     /// Waits as [`AlertManager::flush`], then drops what is left, and ends the threads. Nothing is delivered afterwards. Whether
-    /// nothing was dropped and the threads have ended, both within `time`.
+    /// all was delivered or given up by then and the threads have ended, both within `time`; as in a flush, what waits for the
+    /// caller's own thread does not count.
     pub async fn shutdown(&self, time: Duration) -> bool {
         let deadline = self.shared.clock.now().plus(time);
         let flushed = self.flush(time).await;

@@ -76,8 +76,8 @@ pub struct Notification {
     pub sequence: u32,
 }
 
-/// Where notifications are delivered to. Calls come from a thread of the alerts' own, one at a time: they may wait, and may take
-/// as long as [`AlertSink::timeout`].
+/// Where notifications are delivered to. Calls come from a thread of the alerts' own, one at a time: they may wait, and must end
+/// by themselves.
 pub trait AlertSink: Send + Sync + 'static {
     /// Names it in logs and metrics, for example `slack`.
     fn name(&self) -> &str;
@@ -89,7 +89,7 @@ pub trait AlertSink: Send + Sync + 'static {
     /// [`SinkError`] says whether it is to be tried again.
     fn deliver(&self, notification: &Notification) -> Result<(), SinkError>;
 
-    /// How long one delivery takes at most. Default: 30 s.
+    /// How long one delivery takes at most, for who asks: nothing is stopped after that time. Default: 30 s.
     fn timeout(&self) -> Duration {
         Duration::from_secs(30)
     }

@@ -21,7 +21,7 @@ const BASE: &str = "OTEL_EXPORTER_OTLP";
 /// ```
 /// use corelane::OtlpEndpoint;
 ///
-/// let endpoint = OtlpEndpoint::new("http://localhost:4318").service_name("agents").header("x-tenant", "a3s");
+/// let endpoint = OtlpEndpoint::new("http://localhost:4318").service_name("mail").header("x-tenant", "a3s");
 /// # let _ = endpoint;
 /// ```
 ///
@@ -169,7 +169,11 @@ impl OtlpEndpoint {
         let mut headers = Vec::new();
         let mut header = |place: &str, name: &str, value: &str, errors: &mut ConfigErrors| {
             let (Ok(key), Ok(content)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
-                return errors.push(place, name, "neither name nor value of a header may have control characters");
+                return errors.push(
+                    place,
+                    name,
+                    "a header's name is letters, digits and hyphens, and its value has no control characters",
+                );
             };
             headers.retain(|(known, _)| *known != key);
             headers.push((key, content));
@@ -236,6 +240,7 @@ fn percent_decoded(text: &str) -> String {
     let mut at = 0;
     while at < bytes.len() {
         let escape = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        let escape = escape.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
         if let Some(byte) = escape.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             decoded.push(byte);
             at += 3;

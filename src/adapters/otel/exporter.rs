@@ -1,6 +1,7 @@
 //! Pushes readings by OTLP, on a thread of its own.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::encode::{Encoder, OtlpHistograms};
 use super::endpoint::{OtlpEndpoint, Signal};
 use super::send::{OtlpError, OtlpStats, Sender};
 use crate::error::ConfigErrors;
+use crate::executor::discard_panic;
 use crate::metrics::{QueueMetrics, Reading};
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
@@ -137,9 +139,13 @@ impl OtlpExporterBuilder {
             let mut last = false;
             while !last {
                 last = push.is_closed_after(interval);
-                let message = encoder.encode(&read(last)).encode_to_vec();
-                // Counted and told by the sender; the next reading has all of this one.
-                let _ = push.send(&message, interval, rejected);
+                // A reading may end queues, and with them what others have put into them.
+                let pushed = catch_unwind(AssertUnwindSafe(|| {
+                    let message = encoder.encode(&read(last)).encode_to_vec();
+                    // Counted and told by the sender; the next reading has all of this one.
+                    let _ = push.send(&message, interval, rejected);
+                }));
+                pushed.unwrap_or_else(discard_panic);
             }
         };
         let thread = std::thread::Builder::new().name("corelane-otlp".into()).spawn(run).map_err(OtlpError::Thread)?;

@@ -4,19 +4,18 @@
 //! the caller's patience ends or the sender is closed. Everything else is an answer.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 use thiserror::Error;
 use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use ureq::http::{HeaderName, HeaderValue, Uri};
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use super::endpoint::Target;
-use crate::clock::{self, Clock};
+use crate::adapters::http;
+use crate::clock::Clock;
 use crate::error::ConfigErrors;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -83,26 +82,9 @@ enum Answer {
 impl Sender {
     pub(super) fn new(target: Target) -> Self {
         let Target { url, headers, timeout } = target;
-        // The provider is named: which one a program has installed, or that it has none, does not matter. The roots are the
-        // system's, so that an organisation's own are among them.
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::PlatformVerifier)
-            .build();
-        let config = ureq::Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            // Keys are for the receiver that was named.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_global(Some(timeout))
-            .user_agent(concat!("corelane/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-        let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+        let local = http::is_loopback(url.host().unwrap_or_default());
         Self {
-            agent: config.new_agent(),
+            agent: http::agent(timeout, true),
             local,
             url,
             headers,
@@ -157,7 +139,7 @@ impl Sender {
             if self.local { request.config().proxy(None).build().send(message) } else { request.send(message) };
         let mut response = match answer {
             Ok(response) => response,
-            Err(error) => return Answer::Again { after: None, why: describe(&error) },
+            Err(error) => return Answer::Again { after: None, why: http::describe(&error) },
         };
         let status = response.status().as_u16();
         if response.status().is_success() {
@@ -167,7 +149,7 @@ impl Sender {
         }
         let why = format!("the receiver answered {}", response.status());
         if matches!(status, 429 | 502 | 503 | 504) {
-            let after = response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
+            let after = response.headers().get(RETRY_AFTER).and_then(|value| http::retry_after(value.to_str().ok()?));
             return Answer::Again { after, why };
         }
         Answer::Refused(why)
@@ -226,33 +208,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What went wrong, without an address, which the client's own words have in full.
-fn describe(error: &ureq::Error) -> String {
-    match error {
-        ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-        ureq::Error::HostNotFound => "host not found".to_owned(),
-        ureq::Error::ConnectionFailed => "no connection".to_owned(),
-        ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Rustls(error) => format!("TLS: {error}"),
-        ureq::Error::Tls(error) => format!("TLS: {error}"),
-        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => "the answer is not HTTP".to_owned(),
-        ureq::Error::InvalidProxyUrl | ureq::Error::ConnectProxyFailed(_) => "no way through the proxy".to_owned(),
-        _ => "the request failed".to_owned(),
-    }
-}
-
 /// Half of it to all of it, so that those who failed together do not come back together.
 fn jittered(wait: Duration) -> Duration {
     let random = u64::from_be_bytes(RandomIdGenerator::default().new_span_id().to_bytes());
     wait.mul_f64(0.5 + 0.5 * (random as f64 / u64::MAX as f64))
-}
-
-/// The header's value: seconds, or a date.
-fn retry_after(value: &str) -> Option<Duration> {
-    let value = value.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = chrono::DateTime::parse_from_rfc2822(value).ok()?;
-    Some(clock::until_wall(date.into()))
 }

@@ -73,10 +73,10 @@ fn what_is_wrong_in_the_environment_is_named_without_its_secrets() {
 
 #[test]
 fn a_resource_is_one_of_many_instances() {
-    let resource = OtlpEndpoint::new("http://here:1").service_name("agents").resource_attribute("k", "v").resource();
+    let resource = OtlpEndpoint::new("http://here:1").service_name("mail").resource_attribute("k", "v").resource();
     let get =
         |key: &'static str| resource.get(&opentelemetry::Key::from_static_str(key)).map(|value| value.to_string());
-    assert_eq!((get("service.name").as_deref(), get("k").as_deref()), (Some("agents"), Some("v")));
+    assert_eq!((get("service.name").as_deref(), get("k").as_deref()), (Some("mail"), Some("v")));
     let other = OtlpEndpoint::new("http://here:1").resource();
     let instance = opentelemetry::Key::from_static_str("service.instance.id");
     assert_ne!(resource.get(&instance), other.get(&instance));

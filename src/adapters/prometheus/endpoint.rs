@@ -8,6 +8,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use super::PrometheusExporter;
 use super::request::{HEAD_MAX, Parsed, response};
 use crate::clock::{Clock, Tick};
+use crate::executor::discard_panic;
 
 /// Connections at once. Some, because browsers open more than they use.
 const THREADS: usize = 4;
@@ -68,7 +70,8 @@ impl PrometheusEndpoint {
         self.shared.address
     }
 
-    /// Closes it: the same as dropping it. Scrapes that are being answered are cut off; the port is free afterwards.
+    /// Closes it: the same as dropping it. Scrapes that are being answered are cut off; the port is free afterwards,
+    /// unless this process can not connect to it any more, for want of descriptors, say.
     pub fn stop(self) {
         drop(self);
     }
@@ -97,7 +100,7 @@ impl Drop for PrometheusEndpoint {
             self.threads.iter().all(|_| TcpStream::connect_timeout(&self.shared.own(), ACCEPT_PAUSE).is_ok());
         for thread in self.threads.drain(..) {
             if reachable {
-                // It does not panic; if it did, it has ended, too.
+                // What panics there is contained.
                 let _ = thread.join();
             }
         }
@@ -111,18 +114,20 @@ impl Shared {
                 Ok((stream, _)) => {
                     let stream = Arc::new(stream);
                     *self.open(slot) = Some(Arc::clone(&stream));
-                    // Whoever stops it after this look finds the stream and closes it.
-                    if !self.stopped()
-                        && let Err(error) = self.answer(&stream)
-                    {
-                        tracing::debug!(%error, "a scrape was not answered");
-                    }
+                    // A reading may end queues, and with them what others have put into them.
+                    let answered = catch_unwind(AssertUnwindSafe(|| {
+                        // Whoever stops it after this look finds the stream and closes it.
+                        if !self.stopped()
+                            && let Err(error) = self.answer(&stream)
+                        {
+                            tracing::debug!(%error, "a scrape was not answered");
+                        }
+                    }));
                     *self.open(slot) = None;
+                    answered.unwrap_or_else(discard_panic);
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "no connection was accepted");
-                    thread::sleep(ACCEPT_PAUSE);
-                }
+                // No connection, for want of descriptors most likely.
+                Err(_) => thread::sleep(ACCEPT_PAUSE),
             }
         }
     }

@@ -66,10 +66,7 @@ fn depth(out: &mut Output<'_, '_>, reading: &Reading) -> fmt::Result {
         "concurrency_limit",
         "How many commands of the lane may be active, and how many always may.",
         None,
-        lanes.iter().flat_map(|lane| {
-            let bounds = [("min", lane.min_concurrency), ("max", lane.max_concurrency)];
-            bounds.map(|(bound, value)| ([("lane", &*lane.lane), ("bound", bound)], value))
-        }),
+        by_lane_and("bound", lanes, |lane| [("min", lane.min_concurrency), ("max", lane.max_concurrency)]),
     )?;
     out.gauges("paused", "Whether the lane is paused.", None, by_lane(lanes, |lane| u64::from(lane.paused)))?;
     out.gauges(
@@ -95,19 +92,13 @@ fn flow(out: &mut Output<'_, '_>, reading: &Reading) -> fmt::Result {
         "commands_finished",
         "Commands settled, by how.",
         None,
-        lanes.iter().flat_map(|lane| {
-            let outcomes = lane.finished.by_outcome();
-            outcomes.map(|(outcome, count)| ([("lane", &*lane.lane), ("outcome", outcome)], count))
-        }),
+        by_lane_and("outcome", lanes, |lane| lane.finished.by_outcome()),
     )?;
     out.counters(
         "commands_rejected",
         "Submissions refused, by why.",
         None,
-        lanes.iter().flat_map(|lane| {
-            let reasons = lane.rejected.by_reason();
-            reasons.map(|(reason, count)| ([("lane", &*lane.lane), ("reason", reason)], count))
-        }),
+        by_lane_and("reason", lanes, |lane| lane.rejected.by_reason()),
     )?;
     out.counters(
         "command_retries",
@@ -150,10 +141,7 @@ fn dead_letters(out: &mut Output<'_, '_>, reading: &Reading) -> fmt::Result {
         "commands_dead_lettered",
         "Commands given up and kept as dead letters, by why.",
         None,
-        lanes.iter().flat_map(|lane| {
-            let reasons = lane.dead_lettered.by_reason();
-            reasons.map(|(reason, count)| ([("lane", &*lane.lane), ("reason", reason)], count))
-        }),
+        by_lane_and("reason", lanes, |lane| lane.dead_lettered.by_reason()),
     )?;
     out.gauges("dlq_size", "Dead letters that are kept.", None, by_lane(lanes, |lane| lane.dead_letters))?;
     out.gauges(
@@ -306,6 +294,17 @@ fn by_lane<V>(
     value: impl Fn(&LaneReading) -> V,
 ) -> impl Iterator<Item = ([(&'static str, &str); 1], V)> {
     lanes.iter().map(move |lane| ([("lane", &*lane.lane)], value(lane)))
+}
+
+/// Several of each lane, told apart by another label.
+fn by_lane_and<'a, const N: usize, V>(
+    label: &'static str,
+    lanes: &'a [LaneReading],
+    values: impl Fn(&LaneReading) -> [(&'static str, V); N],
+) -> impl Iterator<Item = ([(&'static str, &'a str); 2], V)> {
+    let of =
+        move |lane: &'a LaneReading| values(lane).map(|(name, value)| ([("lane", &*lane.lane), (label, name)], value));
+    lanes.iter().flat_map(of)
 }
 
 fn name(family: &str) -> String {

@@ -1,10 +1,9 @@
 //! Addresses: which are allowed, and what of them may be shown.
 
-use std::net::IpAddr;
-
 use ureq::http::Uri;
 
 use super::secret::REDACTED;
+use crate::adapters::http;
 
 /// Parts of an address that are shorter are not secrets: `https`, `services`, `v2`.
 const SECRET_FROM: usize = 8;
@@ -33,7 +32,7 @@ impl Endpoint {
         if host.is_empty() || !port_is_good {
             return Err("must name a host, and after a colon a port from 1 to 65535");
         }
-        let loopback = is_loopback(host);
+        let loopback = http::is_loopback(host);
         match scheme {
             "https" => {}
             "http" if loopback || plain_http => {}
@@ -54,9 +53,4 @@ impl Endpoint {
         let parts = rest.split(['/', '?', '&', '=', ';', '#']).filter(|part| part.len() >= SECRET_FROM);
         parts.fold(text.to_owned(), |text, part| text.replace(part, REDACTED))
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    address.parse::<IpAddr>().map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
 }

@@ -34,7 +34,7 @@ pub(super) struct Outbox {
     closed: bool,
     /// The receiver wants to be left alone until then.
     closed_until: Option<Tick>,
-    /// Alerts that the receiver may know to fire: a notification of it was tried, and no resolution was delivered.
+    /// Alerts that the receiver may know to fire: a notification of it was tried, and no resolution was delivered or given up.
     tried: HashSet<String>,
     stats: AlertDeliveryStats,
 }
@@ -116,19 +116,24 @@ impl Outbox {
         let free = |entry: &Entry| self.in_flight != Some(entry.id);
         let firing = self.entries.iter().position(|entry| free(entry) && !entry.is_resolution());
         let oldest = firing.or_else(|| self.entries.iter().position(free));
-        if let Some(oldest) = oldest {
-            self.entries.remove(oldest);
+        if oldest.and_then(|oldest| self.take(oldest)).is_some() {
             self.stats.dropped += 1;
         }
     }
 
+    /// Takes an entry out for good: of a resolution, nothing comes after it.
+    fn take(&mut self, at: usize) -> Option<Entry> {
+        let entry = self.entries.remove(at)?;
+        if entry.is_resolution() {
+            self.tried.remove(&entry.notification.fingerprint);
+        }
+        Some(entry)
+    }
+
     pub(super) fn next(&mut self, now: Tick) -> Next {
         let expired = self.entries.iter().position(|entry| entry.expires_at() <= now);
-        if let Some(expired) = expired.and_then(|at| self.entries.remove(at)) {
+        if let Some(expired) = expired.and_then(|at| self.take(at)) {
             self.stats.expired += 1;
-            if expired.is_resolution() {
-                self.tried.remove(&expired.notification.fingerprint);
-            }
             return Next::GiveUp(expired.notification);
         }
         let mut wake: Option<Tick> = None;
@@ -158,21 +163,15 @@ impl Outbox {
         let at = self.entries.iter().position(|entry| entry.id == id)?;
         match result {
             Ok(()) => {
-                let entry = self.entries.remove(at)?;
+                let _delivered = self.take(at)?;
                 self.closed_until = None;
                 self.stats.delivered += 1;
-                if entry.is_resolution() {
-                    self.tried.remove(&entry.notification.fingerprint);
-                }
                 None
             }
             Err(SinkError::Retry { after, .. }) => self.retry(at, after, now, random),
             Err(SinkError::Refused(_)) => {
-                let entry = self.entries.remove(at)?;
+                let _refused = self.take(at)?;
                 self.stats.refused += 1;
-                if entry.is_resolution() {
-                    self.tried.remove(&entry.notification.fingerprint);
-                }
                 None
             }
             Err(SinkError::Gone(_)) => {
@@ -189,8 +188,9 @@ impl Outbox {
             self.stats.dropped += 1;
             return None;
         }
+        let after = after.map(|after| after.min(AGE_MAX));
         if let Some(after) = after {
-            self.closed_until = Some(now.plus(after.min(AGE_MAX)));
+            self.closed_until = Some(now.plus(after));
         }
         let fingerprint = &self.entries[at].notification.fingerprint;
         let firing = !self.entries[at].is_resolution();
@@ -201,7 +201,7 @@ impl Outbox {
             return None;
         }
         let entry = &mut self.entries[at];
-        let delay = backoff(entry.attempts, random).max(after.unwrap_or_default().min(AGE_MAX));
+        let delay = backoff(entry.attempts, random).max(after.unwrap_or_default());
         entry.attempts += 1;
         entry.not_before = now.plus(delay);
         self.stats.retried += 1;
@@ -217,6 +217,10 @@ impl Outbox {
         self.stats.dropped += dropped as u64;
         self.closed = true;
         dropped
+    }
+
+    pub(super) const fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Whether any notification up to this number waits or is being delivered.

@@ -1,4 +1,5 @@
-//! The thread that delivers to one receiver. Started by the first notification; ends when told to, after what it is just delivering.
+//! The thread that delivers to one receiver. Started by the first notification or alarm; ends when told to, or when the receiver is
+//! gone, after what it is just delivering.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,9 +42,7 @@ pub(in crate::alert) struct Target {
 struct State {
     outbox: Outbox,
     alarm_at: Option<Tick>,
-    closed: bool,
-    /// Whether there is a thread.
-    running: bool,
+    /// The thread, while there is one.
     thread: Option<ThreadId>,
 }
 
@@ -55,7 +54,7 @@ impl Target {
         alarm: Option<Alarm>,
     ) -> TargetRef {
         let outbox = Outbox::new(name.clone());
-        let state = State { outbox, alarm_at: None, closed: false, running: false, thread: None };
+        let state = State { outbox, alarm_at: None, thread: None };
         Arc::new(Self {
             name,
             thread_name,
@@ -96,7 +95,6 @@ impl Target {
     /// may be called by what is being delivered.
     pub(in crate::alert) fn close(&self) {
         let mut state = self.state();
-        state.closed = true;
         let dropped = state.outbox.close();
         drop(state);
         if dropped > 0 {
@@ -126,7 +124,7 @@ impl Target {
 
     /// Waits until there is no thread.
     pub(in crate::alert) async fn until_ended(&self) {
-        self.until(|state| !state.running).await;
+        self.until(|state| state.thread.is_none()).await;
     }
 
     async fn until(&self, holds: impl Fn(&State) -> bool) {
@@ -140,13 +138,18 @@ impl Target {
     }
 
     fn start(self: &Arc<Self>, state: &mut State) {
-        if state.running || state.closed {
+        if state.thread.is_some() || state.outbox.is_closed() {
             return;
         }
         let target = Arc::clone(self);
-        let thread = std::thread::Builder::new().name(self.thread_name.clone()).spawn(move || target.run());
+        let thread = std::thread::Builder::new().name(self.thread_name.clone()).spawn(move || {
+            // What receives is contained by itself; whoever is told of it, or what an alarm drops, may panic as well.
+            while let Err(payload) = catch_unwind(AssertUnwindSafe(|| target.run())) {
+                discard_panic(payload);
+            }
+        });
         match thread {
-            Ok(thread) => (state.running, state.thread) = (true, Some(thread.thread().id())),
+            Ok(thread) => state.thread = Some(thread.thread().id()),
             // What waits is delivered when the next one comes and there is a thread.
             Err(error) => tracing::error!(%error, sink = self.name, "no thread for alerts"),
         }
@@ -154,7 +157,7 @@ impl Target {
 
     fn run(&self) {
         let mut state = self.state();
-        while !state.closed {
+        while !state.outbox.is_closed() {
             let now = self.clock.now();
             match state.outbox.next(now) {
                 Next::Deliver(notification) => {
@@ -164,9 +167,9 @@ impl Target {
                 }
                 Next::GiveUp(notification) => {
                     drop(state);
+                    self.settled.notify(usize::MAX);
                     let message = &notification.alert.message;
                     tracing::error!(sink = self.name, message, "an alert was not delivered for an hour: given up");
-                    self.settled.notify(usize::MAX);
                     state = self.state();
                 }
                 Next::Wait(_) if state.alarm_at.is_some_and(|at| at <= now) => {
@@ -183,7 +186,7 @@ impl Target {
                 }
             }
         }
-        (state.running, state.thread) = (false, None);
+        state.thread = None;
         drop(state);
         self.settled.notify(usize::MAX);
     }
@@ -207,6 +210,7 @@ impl Target {
         // As random as it has to be: differs between alerts, instances and attempts.
         let random = XxHash3_64::oneshot_with_seed(now.as_nanos(), notification.fingerprint.as_bytes());
         let again = self.state().outbox.settle(result, now, random);
+        self.settled.notify(usize::MAX);
         if let Some(error) = error {
             let (sink, alert) = (&self.name, &notification.alert.message);
             match again {
@@ -214,7 +218,6 @@ impl Target {
                 None => tracing::error!(sink, alert, error, "an alert was not delivered: given up"),
             }
         }
-        self.settled.notify(usize::MAX);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
