@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use corelane::{
     AlertLevel, AlertManager, AlertRule, AlertSink, AlertStatus, EventEmitter, Executor, LaneConfig, Notification,
-    QueueManagerBuilder, QueueMetrics, SinkError, sleep,
+    QueueManagerBuilder, QueueMetrics, SinkError, sleep, timeout,
 };
 use futures::channel::oneshot;
 use futures::future::{FutureExt, Shared};
@@ -85,9 +85,12 @@ async fn stall_and_recover() -> anyhow::Result<()> {
     for ticket in tickets {
         ticket.await??;
     }
-    while !alerts.active().is_empty() {
-        sleep(seconds(0.1)).await;
-    }
+    let resolved = async {
+        while !alerts.active().is_empty() {
+            sleep(seconds(0.1)).await;
+        }
+    };
+    ensure!(timeout(seconds(10.0), resolved).await.is_ok(), "not resolved: {:?}", alerts.active());
     ensure!(alerts.shutdown(seconds(10.0)).await, "not all was delivered: {:?}", alerts.delivery_stats());
 
     let told = told.lock().expect("nobody panics").clone();

@@ -5,7 +5,7 @@
 //! cargo run --features otel --example otlp -- --check
 //! ```
 //!
-//! Some seconds of work in two lanes: requests that are traced because their submitter is, and background work that is traced
+//! Some tenths of a second of work in two lanes: requests that are traced because their submitter is, and background work that is traced
 //! only where it fails or is slow. Prints what was sent. With `--check` the receiver is in this process, and it fails
 //! unless all has arrived there.
 #![allow(clippy::print_stdout)]

@@ -1,9 +1,9 @@
-//! Metrics allocate nothing per command.
+//! What watches a queue allocates nothing per command: metrics, the flight recorder, and events that nobody wants.
 #![allow(clippy::unwrap_used)]
 
 use corelane::{
-    EventEmitter, LaneConfig, MetricsLevel, QueueManager, QueueManagerBuilder, QueueMetrics, Result, Simulation,
-    TypedCommand, yield_now,
+    EventEmitter, EventKind, LaneConfig, MetricsLevel, QueueManager, QueueManagerBuilder, QueueMetrics, Result,
+    Simulation, Subscription, TypedCommand, yield_now,
 };
 
 const COMMANDS: u64 = 1000;
@@ -33,9 +33,9 @@ fn run(simulation: &mut Simulation, manager: &QueueManager) {
 }
 
 /// Allocations of some commands in a queue that has run others before.
-fn allocations(metrics: Option<QueueMetrics>) -> u64 {
+fn allocations(events: EventEmitter, metrics: Option<QueueMetrics>) -> u64 {
     let mut simulation = Simulation::new(1, 1);
-    let mut builder = QueueManagerBuilder::new(EventEmitter::new(1)).with_executor(simulation.executor().clone());
+    let mut builder = QueueManagerBuilder::new(events).with_executor(simulation.executor().clone());
     if let Some(metrics) = metrics {
         builder = builder.with_metrics(metrics);
     }
@@ -47,10 +47,20 @@ fn allocations(metrics: Option<QueueMetrics>) -> u64 {
 
 #[test]
 fn metrics_add_no_allocation_to_a_command() {
-    let without = allocations(None);
+    let without = allocations(EventEmitter::new(1), None);
     assert!(without >= COMMANDS, "nothing is counted: {without}");
     for level in [MetricsLevel::Off, MetricsLevel::Counters, MetricsLevel::Sampled(3), MetricsLevel::Full] {
-        let with = allocations(Some(QueueMetrics::local().with_level(level)));
+        let with = allocations(EventEmitter::new(1), Some(QueueMetrics::local().with_level(level)));
         assert_eq!(with, without, "{level:?}, for {COMMANDS} commands");
     }
+}
+
+#[test]
+fn events_add_no_allocation_to_a_command() {
+    let without = allocations(EventEmitter::new(1), None);
+    let recorded = allocations(EventEmitter::with_recorder(64), None);
+    assert_eq!(recorded, without, "recorded, for {COMMANDS} commands");
+    let events = EventEmitter::new(64);
+    let _failures = events.subscribe_with(Subscription::new().kinds([EventKind::Failed]));
+    assert_eq!(allocations(events, None), without, "with a subscriber to others, for {COMMANDS} commands");
 }

@@ -8,20 +8,22 @@
 #[allow(dead_code, unreachable_pub, reason = "its main and its own check are not used")]
 #[path = "../examples/prometheus.rs"]
 mod example;
+mod programs;
 
 use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use corelane::{Executor, PrometheusEndpoint, PrometheusExporter, QueueMetrics};
+use programs::{Server, python};
 use serde_json::{Value, json};
 
 /// How long every question may take to have an answer: windows need a few scrapes.
@@ -47,7 +49,7 @@ fn a_strict_openmetrics_parser_reads_it() {
     const READ: &str = "import sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 print('\\n'.join(f'{family.name} {family.type}' for family in parse(sys.stdin.read())))";
-    let Some(python) = python() else { return };
+    let Some(python) = python(&["prometheus_client.openmetrics"]) else { return };
     let families = fed(Command::new(python).args(["-c", READ]), &loaded().0.openmetrics());
     for family in [
         "a3s_lane_queue_depth gauge",
@@ -212,35 +214,10 @@ fn fed(command: &mut Command, input: &str) -> String {
     said
 }
 
-fn skip(missing: &str) {
-    assert!(env::var_os("CI").is_none(), "{missing} is needed");
-    eprintln!("SKIPPED: {missing} is needed for this test; `.ci/run` installs it");
-}
-
-fn runs(command: &mut Command) -> bool {
-    command.output().is_ok_and(|output| output.status.success())
-}
-
 fn program(name: &str) -> Option<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/prometheus/usr/bin");
     let folders = env::var_os("CORELANE_PROMETHEUS").map(PathBuf::from).into_iter().chain([own]);
-    let mut candidates = folders.map(|folder| folder.join(name)).chain([name.into()]);
-    let found = candidates.find(|program| runs(Command::new(program).arg("--version")));
-    if found.is_none() {
-        skip(name);
-    }
-    found
-}
-
-fn python() -> Option<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
-    let mut candidates = env::var_os("CORELANE_PYTHON").map(PathBuf::from).into_iter().chain([own, "python3".into()]);
-    let found =
-        candidates.find(|python| runs(Command::new(python).args(["-c", "import prometheus_client.openmetrics"])));
-    if found.is_none() {
-        skip("a Python with prometheus_client");
-    }
-    found
+    programs::program(name, folders.map(|folder| folder.join(name)).chain([name.into()]))
 }
 
 struct Rule {
@@ -251,43 +228,17 @@ struct Rule {
 }
 
 /// A running Prometheus with the rules of `deploy/`, which scrapes one address every second.
-struct Prometheus {
-    child: Child,
-    address: SocketAddr,
-    folder: PathBuf,
-}
+struct Prometheus(Server);
 
 impl Prometheus {
     fn start(program: &Path, target: SocketAddr) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let folder = env::temp_dir().join(format!("corelane-{}-prometheus", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
         let config = json!({
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [deploy().join("prometheus/rules.yml")],
             "scrape_configs": [{"job_name": "corelane", "static_configs": [{"targets": [target.to_string()]}]}],
         });
-        // JSON is YAML.
-        fs::write(folder.join("config.yml"), config.to_string()).unwrap();
-        let log = fs::File::create(folder.join("log")).unwrap();
-        let child = Command::new(program)
-            .arg(format!("--config.file={}", folder.join("config.yml").display()))
-            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
-            .arg(format!("--web.listen-address={address}"))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut server = Self { child, address, folder };
-        let from = Instant::now();
-        while server.get("/-/ready").is_none_or(|(status, _)| status != 200) {
-            let ended = server.child.try_wait().unwrap();
-            if ended.is_some() || from.elapsed() > Duration::from_secs(60) {
-                panic!("{}", fs::read_to_string(server.folder.join("log")).unwrap());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        server
+        let data = |folder: &Path| vec![format!("--storage.tsdb.path={}", folder.join("data").display())];
+        Self(Server::start(program, &config, data))
     }
 
     /// Whether there is an answer, and a number in it.
@@ -296,17 +247,13 @@ impl Prometheus {
         for byte in query.bytes() {
             write!(path, "%{byte:02X}").unwrap();
         }
-        let (status, body) = self.get(&path).unwrap();
-        assert_eq!(status, 200, "{query}: {body}");
-        let answer: Value = serde_json::from_str(&body).unwrap();
+        let answer = self.0.get_json(&path);
         let samples = answer["data"]["result"].as_array().unwrap();
         samples.iter().any(|sample| sample["value"][1].as_str().is_some_and(|value| value != "NaN"))
     }
 
     fn rules(&self) -> Vec<Rule> {
-        let (status, body) = self.get("/api/v1/rules").unwrap();
-        assert_eq!(status, 200, "{body}");
-        let answer: Value = serde_json::from_str(&body).unwrap();
+        let answer = self.0.get_json("/api/v1/rules");
         let groups = answer["data"]["groups"].as_array().unwrap();
         let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
         let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -318,23 +265,5 @@ impl Prometheus {
                 alerts: rule["type"] == "alerting",
             })
             .collect()
-    }
-
-    fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.address).ok()?;
-        // HTTP/1.0: the answer ends with the connection.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-        _ = fs::remove_dir_all(&self.folder);
     }
 }

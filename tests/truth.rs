@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corelane::{
     AlertManager, AlertRule, AlertStatus, CommandTypeReading, DeadLetterQueue, EventEmitter, Executor, Finished,
     Histogram, LaneConfig, LaneError, LaneReading, Overflow, QueueManager, QueueManagerBuilder, QueueMetrics, Reading,
-    Result, RetryPolicy, Simulation, SubmitOptions, TypedCommand, sleep,
+    Rejected, Result, RetryPolicy, Simulation, SubmitOptions, TypedCommand, sleep,
 };
 use futures::executor::block_on;
 
@@ -87,6 +87,8 @@ struct Expected(BTreeMap<&'static str, Counts>);
 #[derive(Clone, Debug, Default)]
 struct Counts {
     lane: LaneReading,
+    /// Commands accepted by a full lane, which sheds all but those that it has room for.
+    shedding: u64,
     /// Attempts begun by commands' first starts: those whose waits are known.
     firsts: u64,
     types: BTreeMap<&'static str, (Finished, u64)>,
@@ -112,6 +114,7 @@ impl Expected {
             letters.shed += others.shed;
             sum.lane.rejected.full += more.rejected.full;
             sum.lane.rejected.shutdown += more.rejected.shutdown;
+            sum.shedding += counts.shedding;
             sum.firsts += counts.firsts;
             for (command_type, (finished, attempts)) in &counts.types {
                 let sum = sum.types.entry(command_type).or_default();
@@ -179,8 +182,8 @@ fn queue(executor: &Executor, metrics: &QueueMetrics) -> QueueManager {
     manager
 }
 
-/// Submits `commands` commands and says what is to be counted because of them. What depends on how producers meet, the lanes
-/// that are full, is left to the caller.
+/// Submits `commands` commands and says what is to be counted because of them. What becomes of those that a full lane accepts
+/// depends on how producers meet: they are counted for the caller.
 fn produce(managers: &[QueueManager; 2], commands: usize, seed: u64) -> Expected {
     let mut random = Random(seed);
     let mut expected = Expected::default();
@@ -244,8 +247,22 @@ fn produce(managers: &[QueueManager; 2], commands: usize, seed: u64) -> Expected
                     finished.ok += 1;
                 }
             }
-            103..106 => submit("sheds", Fate::Ok).unwrap().detach(),
-            106..109 => drop(submit("rejects", Fate::Ok)),
+            103..106 => {
+                submit("sheds", Fate::Ok).unwrap().detach();
+                expected.lane("sheds").shedding += 1;
+            }
+            106..109 => match submit("rejects", Fate::Ok) {
+                Ok(ticket) => {
+                    ticket.detach();
+                    for finished in expected.lane("rejects").accepted("ok", 1) {
+                        finished.ok += 1;
+                    }
+                }
+                Err(Rejected { error: LaneError::LaneFull { .. }, .. }) => {
+                    expected.lane("rejects").lane.rejected.full += 1
+                }
+                Err(rejected) => panic!("{}", rejected.error),
+            },
             _ => {
                 let ticket = submit("works", Fate::Ok).unwrap();
                 for finished in expected.lane("works").accepted("ok", 1) {
@@ -348,35 +365,25 @@ fn the_counts_are_the_ends_of_the_commands(workers: usize) {
         }
         // Full by now: what is in excess of the room of both queues was shed or rejected.
         let room = 2 * ROOM;
-        let asked = ["sheds", "rejects"].map(|lane| {
-            let reading = metrics.collect();
-            let lane = reading.lane(lane).unwrap();
-            assert_eq!(lane.pending, room, "too few commands to fill a lane");
-            lane.submitted + lane.rejected.full
-        });
+        for lane in ["sheds", "rejects"] {
+            assert_eq!(metrics.collect().lane(lane).unwrap().pending, room, "too few commands to fill a lane");
+        }
+        assert_eq!(expected.lane("rejects").lane.submitted, room);
         let sheds = expected.lane("sheds");
-        for _ in 0..room {
-            for finished in sheds.accepted("ok", 1) {
-                finished.ok += 1;
+        for number in 0..sheds.shedding {
+            let runs = number < room;
+            for finished in sheds.accepted("ok", runs.into()) {
+                finished.ok += u64::from(runs);
+                finished.shed += u64::from(!runs);
             }
+            sheds.lane.dead_lettered.shed += u64::from(!runs);
         }
-        for _ in room..asked[0] {
-            for finished in sheds.accepted("ok", 0) {
-                finished.shed += 1;
-            }
-            sheds.lane.dead_lettered.shed += 1;
-        }
-        let rejects = expected.lane("rejects");
-        for _ in 0..room {
-            for finished in rejects.accepted("ok", 1) {
-                finished.ok += 1;
-            }
-        }
-        rejects.lane.rejected.full += asked[1] - room;
 
         // Those that expire do so while the lane is paused.
         let expiring = expected.lane("is paused").lane.finished.expired;
+        let begun = Instant::now();
         while metrics.collect().lane("is paused").unwrap().finished.expired < expiring {
+            assert!(begun.elapsed() < HANG, "fewer than {expiring} expire: {:?}", metrics.collect().lane("is paused"));
             std::thread::yield_now();
         }
         for manager in &managers {
@@ -402,7 +409,7 @@ fn the_counts_are_the_ends_of_the_commands(workers: usize) {
 
     let reading = metrics.collect();
     assert_eq!(reading.lanes.len(), expected.0.len());
-    for (lane, Counts { lane: expected, firsts, types }) in &expected.0 {
+    for (lane, Counts { lane: expected, firsts, types, .. }) in &expected.0 {
         let found = reading.lane(lane).unwrap();
         assert_eq!((found.pending, found.active, found.delayed), (0, 0, 0), "{lane}");
         assert_eq!(found.submitted, expected.submitted, "{lane}");

@@ -126,7 +126,7 @@ fn every_guarantee_names_a_test_that_exists() {
         assert!(source.contains(&format!("\nfn {test}() {{")), "docs/guarantees.md names {word}, which does not exist");
     }
     assert!(named > 40, "{named}");
-    for other in ["tests/torture.rs", "src/adapters/redb/faults/bit_flips.rs"] {
+    for other in ["tests/torture.rs", "tests/truth.rs", "src/adapters/redb/faults/bit_flips.rs"] {
         assert!(root().join(other).exists(), "{other}");
     }
 }

@@ -63,6 +63,25 @@ fn every_query_of_the_grafana_dashboard_is_of_series_that_are_exported() {
 }
 
 #[test]
+fn every_rule_asks_for_series_that_are_exported_or_recorded() {
+    let rules = read("deploy/prometheus/rules.yml");
+    let words: BTreeSet<_> = rules
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':')
+        .filter(|word| !word.is_empty())
+        .collect();
+    let (recorded, series): (Vec<_>, Vec<_>) = words
+        .into_iter()
+        .filter(|word| word.contains("a3s_lane_"))
+        .map(|word| word.trim_end_matches(':'))
+        .partition(|word| word.contains(':'));
+    assert!(recorded.len() > 5 && series.len() > 5, "{recorded:?} {series:?}");
+    assert_exported(&series);
+    for name in recorded {
+        assert!(rules.contains(&format!("record: {name}\n")), "{name} is asked for, and not recorded");
+    }
+}
+
+#[test]
 fn the_grafana_dashboard_is_what_grafana_imports() {
     let dashboard = dashboard("deploy/grafana/corelane.json");
     assert_eq!(dashboard["schemaVersion"], 41);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use corelane::{
-    EventEmitter, Explanation, Key, LaneConfig, LaneError, QueueManager, QueueManagerBuilder, RateLimitConfig,
-    RetryPolicy, Standing, SubmitOptions, Ticket, WaitCause, sleep,
+    EventEmitter, Explanation, Key, LaneConfig, LaneError, Overflow, QueueManager, QueueManagerBuilder,
+    RateLimitConfig, RetryPolicy, Standing, SubmitOptions, Ticket, WaitCause, sleep,
 };
 
 use crate::support::{Work, World, assert_idle, lane_of};
@@ -236,4 +236,24 @@ fn a_cancelled_command_and_one_of_a_lane_that_does_not_explain_are_not_known() {
     second.cancel();
     world.run_until_idle();
     assert_eq!(manager.explain(second.id()), None);
+}
+
+#[test]
+fn commands_that_end_without_a_start_are_not_known_any_more() {
+    World::each(|mut world| {
+        let config = lane(1).with_capacity(2).with_overflow(Overflow::DropOldest);
+        let manager = world.manager(&[("a", config, 0)]);
+        let runs = runs_for(&manager, "a", 1_000, none());
+        let shed = runs_for(&manager, "a", 1, none());
+        let mut cancelled = runs_for(&manager, "a", 1, keyed("k"));
+        let expires = runs_for(&manager, "a", 1, none().queue_timeout(Duration::from_millis(10)));
+        assert_eq!(manager.explain(shed.id()), None);
+        assert!(manager.explain(cancelled.id()).is_some() && manager.explain(expires.id()).is_some());
+        assert!(cancelled.cancel());
+        world.advance(20);
+        for ended in [cancelled.id(), expires.id()] {
+            assert_eq!(manager.explain(ended), None);
+        }
+        assert!(manager.explain(runs.id()).is_some());
+    });
 }

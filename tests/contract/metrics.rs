@@ -1,10 +1,11 @@
 //! Metrics: how much of what is measured at which level, and what becomes of it when the level changes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use corelane::{
-    EventEmitter, LaneConfig, LaneReading, MetricsLevel, QueueManager, QueueManagerBuilder, QueueMetrics, Simulation,
-    sleep,
+    EventEmitter, LaneConfig, LaneReading, MetricsLevel, PriorityBoostConfig, QueueManager, QueueManagerBuilder,
+    QueueMetrics, RateLimitConfig, Simulation, sleep,
 };
 
 use crate::support::block_on;
@@ -20,12 +21,16 @@ struct World {
 
 impl World {
     fn new(level: MetricsLevel) -> Self {
+        Self::with(level, LaneConfig::new(1, 1))
+    }
+
+    fn with(level: MetricsLevel, config: LaneConfig) -> Self {
         let simulation = Simulation::new(1, 1);
         let metrics = QueueMetrics::local().with_interval(3600 * SECOND).with_level(level);
         let builder = QueueManagerBuilder::new(EventEmitter::new(1))
             .with_executor(simulation.executor().clone())
             .with_metrics(metrics.clone())
-            .with_lane("a", LaneConfig::new(1, 1), 0);
+            .with_lane("a", config, 20);
         let manager = block_on(builder.build()).unwrap();
         block_on(manager.start()).unwrap();
         Self { simulation, manager, metrics }
@@ -197,4 +202,57 @@ fn a_queue_without_metrics_has_none() {
     let builder = QueueManagerBuilder::new(EventEmitter::new(1)).with_executor(simulation.executor().clone());
     let manager = block_on(builder.with_lane("a", LaneConfig::new(1, 1), 0).build()).unwrap();
     assert!(manager.metrics().is_none());
+}
+
+#[test]
+fn a_reading_is_given_again_for_a_quarter_of_a_second() {
+    let mut world = World::new(MetricsLevel::Full);
+    world.run(1);
+    let reading = world.metrics.reading();
+    world.simulation.advance(SECOND / 4 - SECOND / 1000);
+    assert!(Arc::ptr_eq(&reading, &world.metrics.reading()));
+    world.simulation.advance(SECOND / 500);
+    let next = world.metrics.reading();
+    assert!(next.elapsed > reading.elapsed);
+    assert!(Arc::ptr_eq(&next, &world.metrics.reading()));
+}
+
+#[test]
+fn every_boost_is_counted() {
+    // When ten seconds are left, and when none is.
+    let boost = PriorityBoostConfig::new(60 * SECOND).with_boost(10 * SECOND, 5);
+    let mut world = World::with(MetricsLevel::Counters, LaneConfig::new(1, 1).with_priority_boost(boost));
+    let runs = world.manager.submit_fn("a", "t", || async { Ok(sleep(100 * SECOND).await) }).unwrap();
+    let wait: Vec<_> = (0..3).map(|_| world.manager.submit_fn("a", "t", || async { Ok(()) }).unwrap()).collect();
+    let mut boosts = Vec::new();
+    for seconds in [49, 2, 8, 2] {
+        world.simulation.advance(seconds * SECOND);
+        boosts.push(world.lane().boosts);
+    }
+    assert_eq!(boosts, [0, 3, 3, 6]);
+    for ticket in wait {
+        world.simulation.block_on(ticket).unwrap().unwrap();
+    }
+    world.simulation.block_on(runs).unwrap().unwrap();
+    assert_eq!(world.lane().boosts, 6);
+}
+
+#[test]
+fn the_time_is_counted_in_which_the_rate_limit_holds_commands_back() {
+    let limit = RateLimitConfig::per_second(1).with_burst(1);
+    let mut world = World::with(MetricsLevel::Counters, LaneConfig::new(1, 1).with_rate_limit(limit));
+    let tickets: Vec<_> = (0..3).map(|_| world.manager.submit_fn("a", "t", || async { Ok(()) }).unwrap()).collect();
+    for ticket in tickets {
+        world.simulation.block_on(ticket).unwrap().unwrap();
+    }
+    assert_is_seconds(world.lane().throttled, 2);
+    // Held back for ten seconds, had it not been for the new limit.
+    world.manager.update_lane("a", |config| config.rate_limit = Some(RateLimitConfig::per_minute(6))).unwrap();
+    let tickets: Vec<_> = (0..20).map(|_| world.manager.submit_fn("a", "t", || async { Ok(()) }).unwrap()).collect();
+    world.simulation.advance(SECOND);
+    assert!(world.lane().pending > 0, "nothing is held back");
+    world.manager.update_lane("a", |config| config.rate_limit = None).unwrap();
+    world.simulation.advance(60 * SECOND);
+    tickets.into_iter().for_each(|ticket| world.simulation.block_on(ticket).unwrap().unwrap());
+    assert_is_seconds(world.lane().throttled, 3);
 }

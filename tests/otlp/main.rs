@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod metrics;
+#[allow(dead_code, reason = "the tests of sinks use the rest")]
+#[path = "../programs/mod.rs"]
+mod others;
 mod receiver;
 mod retries;
 mod rotel;

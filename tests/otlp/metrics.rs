@@ -88,7 +88,7 @@ fn what_a_queue_has_done_arrives_with_the_last_push() {
     let receiver = Receiver::start();
     let metrics = QueueMetrics::local();
     let endpoint = OtlpEndpoint::new(receiver.url())
-        .service_name("agents")
+        .service_name("mail")
         .resource_attribute("deployment.environment.name", "test")
         .header("x-key", "secret");
     let exporter = OtlpExporter::builder(endpoint).start(&metrics).unwrap();
@@ -104,7 +104,7 @@ fn what_a_queue_has_done_arrives_with_the_last_push() {
     let messages = receiver.metrics();
     let message = &messages[0];
     let resource = &message.resource_metrics[0].resource.as_ref().unwrap().attributes;
-    assert_eq!(attribute(resource, "service.name").as_deref(), Some("agents"));
+    assert_eq!(attribute(resource, "service.name").as_deref(), Some("mail"));
     assert_eq!(attribute(resource, "deployment.environment.name").as_deref(), Some("test"));
     assert_eq!(attribute(resource, "service.instance.id").map(|id| id.len()), Some(36));
     assert_eq!(message.resource_metrics[0].scope_metrics[0].scope.as_ref().unwrap().name, "corelane");

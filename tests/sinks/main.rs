@@ -5,6 +5,8 @@
 mod alertmanager;
 mod delivery;
 mod limits;
+#[path = "../programs/mod.rs"]
+mod others;
 mod pager_duty;
 mod programs;
 mod schema;

@@ -1,19 +1,17 @@
 //! Programs of others look at what is sent: PyPI's `standardwebhooks`, `slack_sdk` and `jsonschema`, and a real Alertmanager.
 
 use std::env;
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use corelane::{AlertLevel, AlertSink, AlertmanagerSink, Notification, WebhookSink};
 use serde_json::{Value, json};
 
+use crate::others::{self, Server, python};
 use crate::stub::Stub;
-use crate::support::{SIGNING_SECRET, all, firing, python, resolved, skip};
+use crate::support::{SIGNING_SECRET, all, firing, resolved};
 
 #[test]
 fn what_is_sent_is_what_others_expect() {
@@ -69,7 +67,7 @@ fn an_alertmanager_tells_of_it() {
     let Some(program) = alertmanager() else { return };
     let receiver = Stub::always(200);
     let server = Alertmanager::start(&program, &receiver.url);
-    let sink = AlertmanagerSink::builder(&server.url)
+    let sink = AlertmanagerSink::builder(server.url())
         .label("team", "payments")
         .runbook_url("https://wiki.example.com/{lane}")
         .build()
@@ -118,34 +116,22 @@ fn an_alertmanager_tells_of_it() {
 fn an_alertmanager_says_what_it_refuses() {
     let Some(program) = alertmanager() else { return };
     let server = Alertmanager::start(&program, "http://127.0.0.1:9");
-    let sink = AlertmanagerSink::builder(format!("{}/wrong", server.url)).build().unwrap();
+    let sink = AlertmanagerSink::builder(format!("{}/wrong", server.url())).build().unwrap();
     let error = sink.deliver(&firing()).unwrap_err();
     assert!(matches!(error, corelane::SinkError::Refused(_)), "{error}");
 }
 
 fn alertmanager() -> Option<PathBuf> {
     let candidates = env::var_os("CORELANE_ALERTMANAGER").map(PathBuf::from).into_iter();
-    let mut candidates = candidates.chain(["prometheus-alertmanager".into(), "alertmanager".into()]);
-    let found =
-        candidates.find(|program| Command::new(program).arg("--version").output().is_ok_and(|it| it.status.success()));
-    if found.is_none() {
-        skip("prometheus-alertmanager");
-    }
-    found
+    let candidates = candidates.chain(["prometheus-alertmanager".into(), "alertmanager".into()]);
+    others::program("prometheus-alertmanager", candidates)
 }
 
 /// A running Alertmanager, whose one receiver is a webhook.
-struct Alertmanager {
-    child: Child,
-    url: String,
-    folder: PathBuf,
-}
+struct Alertmanager(Server);
 
 impl Alertmanager {
     fn start(program: &Path, receiver: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = env::temp_dir().join(format!("corelane-{}-alertmanager-{port}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
         let config = json!({
             "route": {
                 "receiver": "stub",
@@ -155,52 +141,17 @@ impl Alertmanager {
             },
             "receivers": [{"name": "stub", "webhook_configs": [{"url": receiver, "send_resolved": true}]}],
         });
-        // JSON is YAML.
-        fs::write(folder.join("config.yml"), config.to_string()).unwrap();
-        let log = fs::File::create(folder.join("log")).unwrap();
-        let child = Command::new(program)
-            .arg(format!("--config.file={}", folder.join("config.yml").display()))
-            .arg(format!("--storage.path={}", folder.display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .arg("--cluster.listen-address=")
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut server = Self { child, url: format!("http://127.0.0.1:{port}"), folder };
-        let from = Instant::now();
-        while server.get("/-/ready").is_none_or(|(status, _)| status != 200) {
-            let ended = server.child.try_wait().unwrap();
-            if ended.is_some() || from.elapsed() > Duration::from_secs(60) {
-                panic!("{}", fs::read_to_string(server.folder.join("log")).unwrap());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        server
+        let alone =
+            |folder: &Path| vec![format!("--storage.path={}", folder.display()), "--cluster.listen-address=".into()];
+        Self(Server::start(program, &config, alone))
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.0.address)
     }
 
     /// What fires.
     fn alerts(&self) -> Vec<Value> {
-        let (status, body) = self.get("/api/v2/alerts").unwrap();
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
-    fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(self.url.trim_start_matches("http://")).ok()?;
-        // HTTP/1.0: the answer ends with the connection.
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-    }
-}
-
-impl Drop for Alertmanager {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-        _ = fs::remove_dir_all(&self.folder);
+        self.0.get_json("/api/v2/alerts").as_array().unwrap().clone()
     }
 }

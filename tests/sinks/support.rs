@@ -1,7 +1,6 @@
-//! Notifications, sinks that lead to a stub, and programs that may be missing.
+//! Notifications, and sinks that lead to a stub.
 
 use std::env;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -68,27 +67,6 @@ pub(crate) fn slack(url: &str) -> SlackSink {
 
 pub(crate) fn message(error: &SinkError) -> String {
     error.to_string()
-}
-
-/// Says loudly that a test was not run; fails where everything must be there.
-pub(crate) fn skip(missing: &str) {
-    assert!(env::var_os("CI").is_none(), "{missing} is needed");
-    eprintln!("SKIPPED: {missing} is needed for this test; `.ci/run` installs it");
-}
-
-/// A Python that has these modules: `CORELANE_PYTHON`, the one that CI makes, or the system's.
-pub(crate) fn python(modules: &[&str]) -> Option<PathBuf> {
-    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
-    let import = format!("import {}", modules.join(", "));
-    let candidates = env::var_os("CORELANE_PYTHON").map(PathBuf::from).into_iter().chain([own, "python3".into()]);
-    let mut candidates = candidates.filter(|python| {
-        Command::new(python).args(["-c", &import]).output().is_ok_and(|output| output.status.success())
-    });
-    let found = candidates.next();
-    if found.is_none() {
-        skip(&format!("a Python with {}", modules.join(", ")));
-    }
-    found
 }
 
 /// Runs the ignored test `name` of this binary in a process of its own, with these variables.

@@ -8,7 +8,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use corelane::{AlertSink, SinkError, SlackSink};
 
-use crate::support::{firing, message, python, run_with, skip};
+use crate::others::{python, skip};
+use crate::support::{firing, message, run_with};
 
 const URL: &str = "CORELANE_TEST_HTTPS";
 
