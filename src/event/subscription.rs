@@ -11,7 +11,8 @@ pub enum OnOverflow {
     DropOldest,
     /// While the subscriber is behind, only the newest event of each lane and kind is kept, and nothing is told of the others:
     /// for displays of the present state. A worker that overwrites an event saves it then, under a lock of its own: about a
-    /// hundred instructions more for each event. Events that come while the subscription begins may be lost all the same.
+    /// hundred instructions more for each event. Custom events are kept by their keys, all of them for as long as somebody
+    /// conflates: let keys be few. Events that come while the subscription begins may be lost all the same.
     Conflate,
 }
 

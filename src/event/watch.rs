@@ -72,6 +72,7 @@ fn run() {
     let mut quiet = 0;
     loop {
         let hubs = hubs();
+        // All of them, not up to the first that has some.
         let news = hubs.iter().filter(|hub| hub.wake_for_news()).count() > 0;
         quiet = if news { 0 } else { quiet + 1 };
         if quiet >= QUIET {

@@ -52,7 +52,7 @@ pub(crate) trait Consumer: Send + Sync {
 
 /// Measures the queues that it is given to, by [`QueueManagerBuilder::with_metrics`](crate::QueueManagerBuilder::with_metrics).
 /// Clones are the same; several queues may have one, whose lanes of the same name are then counted as one: give queues that
-/// come and go, one for each session of a program, the same.
+/// come and go, one for each connection, the same.
 ///
 /// A queue with metrics counts in words that only one thread writes, and takes three times per command. A thread of its own
 /// makes a [`Reading`] of that once per interval.

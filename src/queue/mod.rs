@@ -12,7 +12,8 @@
 //! | `settle` | what the outcome means; retry, event, dead letter, permit, result |
 //! | `ticket` | the submitter's side |
 //!
-//! Beside that way: `measured` says what the queue's metrics do not count themselves, `traced` keeps the times of a command, `explain` says why one waits; `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
+//! Beside that way: `measured` says what the queue's metrics do not count themselves, `traced` keeps the times of a command,
+//! `explain` says why one waits; `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
 //! `priority_queue` are for hosts that run their work themselves.
 
 mod acquire;

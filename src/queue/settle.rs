@@ -551,20 +551,19 @@ impl<J: Job> Accepted<J> {
     }
 
     fn observe_end(&self, fate: Fate, ran: u64, error: Option<&LaneError>) {
-        self.running.lane.observe_timed(ran, || {
-            let command = self.info();
-            match fate {
-                Fate::Complete => Transition::Completed(command),
-                Fate::Fail | Fate::Panic | Fate::Retry(_) => {
-                    let error = error.map(ToString::to_string).unwrap_or_default();
-                    Transition::Failed { command, error: error.into() }
-                }
-                Fate::TimeOut => Transition::TimedOut { command, timeout: self.limit() },
-                Fate::Expire => Transition::Expired { command, waited: self.wait_limit() },
-                Fate::Cancel => Transition::Cancelled { command, started: self.has_started() },
-                Fate::Shed => Transition::Shed(command),
-            }
-        });
+        let lane = &self.running.lane;
+        let observe = |make: &dyn Fn(CommandInfo) -> Transition| lane.observe_timed(ran, || make(self.info()));
+        match fate {
+            Fate::Complete => lane.tell(FrequentKind::Completed, self.running.id, || ran, || self.type_name()),
+            Fate::Fail | Fate::Panic | Fate::Retry(_) => observe(&|command| {
+                let error = error.map(ToString::to_string).unwrap_or_default();
+                Transition::Failed { command, error: error.into() }
+            }),
+            Fate::TimeOut => observe(&|command| Transition::TimedOut { command, timeout: self.limit() }),
+            Fate::Expire => observe(&|command| Transition::Expired { command, waited: self.wait_limit() }),
+            Fate::Cancel => observe(&|command| Transition::Cancelled { command, started: self.has_started() }),
+            Fate::Shed => observe(&Transition::Shed),
+        }
     }
 
     /// Has the store know what became of a command that it has: it is not to run again, unless it was only its queue that
@@ -598,11 +597,7 @@ impl<J: Job> Accepted<J> {
     /// Tells others what became of the command: event, dead letter, which is returned.
     fn tell(&mut self, fate: Fate, ran: u64, error: Option<&LaneError>, discard: bool) -> Option<Box<DeadLetter>> {
         let started = self.has_started();
-        if fate == Fate::Complete {
-            self.running.lane.tell(FrequentKind::Completed, self.running.id, || ran, || self.type_name());
-        } else {
-            self.observe_end(fate, ran, error);
-        }
+        self.observe_end(fate, ran, error);
         let reason = match fate {
             Fate::Complete => {
                 // Where there is a policy, no command is plain.
