@@ -3,7 +3,7 @@
 //! What it holds the library to:
 //!
 //! - What was acknowledged ends: well, as a dead letter, or because it was cancelled. In a lane that acknowledges early, only
-//!   the newest may be missing.
+//!   the newest may be missing. A cancellation whose process died before it could say how that went may have been stored.
 //! - An end that was stored is for good: the command does not run again. An end is stored for certain once its result was
 //!   handed out, where the lane says so; elsewhere once something that was submitted later was acknowledged as stored, since
 //!   changes are stored in their order; and at a clean stop. No time is involved.
@@ -60,6 +60,8 @@ pub(crate) struct Counts {
     pub(crate) condemned: usize,
     /// Acknowledged early, and lost.
     pub(crate) lost_loose: usize,
+    /// Gone, and about to be cancelled when their processes died.
+    pub(crate) maybe_cancelled: usize,
 }
 
 struct Submission {
@@ -72,6 +74,8 @@ struct Submission {
     /// It is certain that it was not accepted.
     refused: bool,
     cancelled: bool,
+    /// It was about to be cancelled when its process died, and may have been: the store knows that before anybody can say it.
+    cancelling: bool,
     /// Its command has come to its end since.
     ended: bool,
 }
@@ -200,6 +204,7 @@ impl Checker {
                     stored: false,
                     refused: false,
                     cancelled: false,
+                    cancelling: false,
                     ended: false,
                 };
                 self.submissions.insert(number, new);
@@ -226,7 +231,7 @@ impl Checker {
             Event::Cancelled { number, started } => {
                 self.counts.cancelled += 1;
                 let submission = self.submission(number);
-                submission.cancelled = true;
+                (submission.cancelled, submission.cancelling) = (true, false);
                 let name = submission.name.clone();
                 now.cancelled.insert(name.clone());
                 if !started {
@@ -241,6 +246,7 @@ impl Checker {
                     self.work(&name).over = None;
                 }
             }
+            Event::Cancelling { number } => self.submission(number).cancelling = true,
             Event::Ready | Event::Stopped => {}
             Event::Note { text } => self.violation(now, text),
         }
@@ -314,8 +320,10 @@ impl Checker {
 
     fn handed_out(&mut self, number: u64, token: Option<String>, at: usize, now: &mut Now) {
         self.counts.handed_out += 1;
-        let Submission { name, lane, .. } = self.submission(number);
-        let (name, lane) = (name.clone(), lane.clone());
+        let submission = self.submission(number);
+        // Too late to be cancelled.
+        submission.cancelling = false;
+        let (name, lane) = (submission.name.clone(), submission.lane.clone());
         if is_keyed(&name) {
             // The key of one that has failed is free.
             let Some(token) = token else { return };
@@ -371,18 +379,21 @@ impl Checker {
             with_letter.insert(job.name);
         }
         let mut lost = Vec::new();
-        self.counts.lost_loose = 0;
+        (self.counts.lost_loose, self.counts.maybe_cancelled) = (0, 0);
         for (number, submission) in self.submissions.iter().filter(|(_, it)| it.accepted && !it.cancelled) {
-            let Submission { name, lane, fails, stored, ended, .. } = submission;
+            let Submission { name, lane, fails, stored, ended, cancelling, .. } = submission;
             let has_ended = *ended || self.works.get(name).is_some_and(|work| work.good);
-            if !has_ended && !with_letter.contains(name) {
-                if *stored {
-                    lost.push(format!("{name} ({lane}), submission {number}, was acknowledged, and is lost"));
-                } else {
-                    self.counts.lost_loose += 1;
-                }
-            } else if *fails && !with_letter.contains(name) {
+            if with_letter.contains(name) || (has_ended && !*fails) {
+                continue;
+            }
+            if *cancelling {
+                self.counts.maybe_cancelled += 1;
+            } else if has_ended {
                 lost.push(format!("{name} ({lane}) has failed, and its dead letter is lost"));
+            } else if *stored {
+                lost.push(format!("{name} ({lane}), submission {number}, was acknowledged, and is lost"));
+            } else {
+                self.counts.lost_loose += 1;
             }
         }
         lost.into_iter().for_each(|text| self.violation(&now, text));

@@ -248,6 +248,7 @@ impl Submitter {
 async fn watch(number: u64, mut ticket: Ticket<String>, cancel_after: Option<Duration>) {
     if let Some(after) = cancel_after {
         sleep(after).await;
+        report(&Event::Cancelling { number });
         if ticket.cancel() {
             let Ok(Err(LaneError::Cancelled { started })) = ticket.await else {
                 return report(&Event::Note { text: format!("{number} was cancelled, and its ticket says otherwise") });

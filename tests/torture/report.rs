@@ -33,6 +33,8 @@ pub(crate) enum Event {
     Left { name: String, id: String },
     /// A submitter has the result of its submission: the token, or none if it has failed.
     HandedOut { number: u64, token: Option<String> },
+    /// A submission is about to be cancelled, if it has not ended by then.
+    Cancelling { number: u64 },
     /// A submission was cancelled before it had ended.
     Cancelled { number: u64, started: bool },
     /// A dead letter is about to be submitted again.
