@@ -9,6 +9,7 @@ pub mod observability {}
 mod adapters;
 mod alert;
 mod clock;
+mod distributed;
 mod error;
 mod event;
 mod executor;
@@ -45,7 +46,13 @@ pub use alert::{
     AlertSink, AlertStatus, AlertThreshold, LatencyAlertConfig, Notification, QueueDepthAlertConfig, Silence,
     SilenceId, SinkError,
 };
-pub use error::{ConfigErrors, ConfigProblem, LaneError, Result, StorageError};
+pub use distributed::{
+    AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DEFAULT_LEASE, DEFAULT_MAX_DELIVERIES, DeadPage,
+    DeadReason, Depth, DistributedHealth, DistributedQueue, EnqueueOptions, GlobalLimits, ID_MEMORY, LaneClaim,
+    LeaseToken, Leased, LocalDistributedQueue, Nack, PartitionReceiver, Receipt, RemoteDeadLetter, ResultReceiver,
+    ResultSender, Support, WorkerId,
+};
+pub use error::{ConfigErrors, ConfigProblem, DistributedError, LaneError, Result, StorageError};
 pub use event::{
     CommandInfo, EventEmitter, EventKey, EventKind, EventPayload, EventReceiver, EventStream, EventsClosed, LaneEvent,
     OnOverflow, Recorded, Recording, Subscription, Transition, events,
@@ -67,11 +74,13 @@ pub use monitor::{MonitorConfig, QueueMonitor};
 pub use policy::boost::{PriorityBoostConfig, PriorityBooster};
 pub use policy::retry::{FailedAttempt, Jitter, Retry, RetryBudget, RetryPolicy, RetryStrategy};
 pub use queue::{
-    Acquire, AttemptError, CancelToken, Command, CommandContext, CommandQueue, DeadLetter, DeadLetterQueue,
-    DeadLetterReason, DrainReport, DurableCommand, Explanation, JsonCommand, JsonSubmission, Key, Lane, LaneConfig,
-    LaneId, LaneStatus, OnStorageFailure, Overflow, ParkReason, Parked, Permit, Priority, PriorityItem, PriorityQueue,
-    QueueManager, QueueManagerBuilder, QueueStats, RecoveryReport, Rejected, RequeueReport, Standing, Stop, StopReport,
-    SubmitOptions, Ticket, TicketError, TypedCommand, WaitCause, is_cancelled, lane_ids, priorities,
+    Acquire, AttemptError, CancelToken, Command, CommandContext, CommandQueue, CustomPartitioner, DeadLetter,
+    DeadLetterQueue, DeadLetterReason, DrainReport, DurableCommand, Explanation, HashPartitioner, JsonCommand,
+    JsonSubmission, Key, Lane, LaneConfig, LaneId, LaneStatus, OnStorageFailure, Overflow, ParkReason, Parked,
+    PartitionConfig, PartitionId, PartitionStrategy, Partitioner, Permit, Priority, PriorityItem, PriorityQueue,
+    QueueManager, QueueManagerBuilder, QueueStats, RecoveryReport, Rejected, RequeueReport, RoundRobinPartitioner,
+    Standing, Stop, StopReport, SubmitOptions, Ticket, TicketError, TypedCommand, WaitCause, is_cancelled, lane_ids,
+    priorities, stable_hash,
 };
 pub use simulation::Simulation;
 pub use storage::{

@@ -1,5 +1,6 @@
 //! Errors that more than one layer speaks of.
 
+mod distributed;
 mod storage;
 
 use std::fmt;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use distributed::DistributedError;
 pub use storage::StorageError;
 
 use crate::id::CommandId;
@@ -79,6 +81,9 @@ pub enum LaneError {
     /// outcome is unknown.
     #[error("storage: {0}")]
     Storage(#[from] StorageError),
+    /// A queue that several processes share could not do what was asked.
+    #[error("distributed queue: {0}")]
+    Distributed(#[from] DistributedError),
     /// The lane accepts only what survives a restart, and this would not. Nothing was stored.
     #[error("lane {lane_id:?} is durable: {hint}")]
     NotDurable {

@@ -66,6 +66,7 @@ pub(crate) use task::{Handle, Making, Runnable, TaskRef, discard_panic, panic_me
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
 pub(crate) use time::{now, sleep_until};
 pub(crate) use timers::TimerKey;
+pub(crate) use topology::available_cpus;
 pub(crate) use watch::expiring_waker;
 pub(crate) use worker::Local;
 

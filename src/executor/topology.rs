@@ -2,9 +2,14 @@
 
 use std::sync::Once;
 
-/// Workers to run unless told otherwise: the CPUs of the process's affinity mask, less what a cgroup quota takes away.
+/// Workers to run unless told otherwise: one for each CPU.
 pub(crate) fn default_workers() -> usize {
-    num_cpus::get().clamp(1, super::park::MAX_WORKERS)
+    available_cpus().clamp(1, super::park::MAX_WORKERS)
+}
+
+/// The CPUs of the process's affinity mask, less what a cgroup quota takes away.
+pub(crate) fn available_cpus() -> usize {
+    num_cpus::get()
 }
 
 /// The CPU for each of `workers`: none where there are more workers than CPUs (two on one CPU would fight), where a quota

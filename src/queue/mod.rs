@@ -38,6 +38,7 @@ mod manager;
 mod measured;
 pub(crate) mod nested;
 mod options;
+mod partition;
 mod priority_queue;
 mod rate;
 mod settle;
@@ -58,6 +59,10 @@ pub use keys::Key;
 pub use lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 pub use manager::QueueManager;
 pub use options::SubmitOptions;
+pub use partition::{
+    CustomPartitioner, HashPartitioner, PartitionConfig, PartitionId, PartitionStrategy, Partitioner,
+    RoundRobinPartitioner, stable_hash,
+};
 pub use priority_queue::{PriorityItem, PriorityQueue};
 pub use stop::{Stop, StopReport};
 pub use ticket::{Ticket, TicketError};

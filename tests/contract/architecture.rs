@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["lib"],
     &["adapters", "monitor", "simulation"],
-    &["queue", "testing"],
+    &["testing"],
+    &["distributed"],
+    &["queue"],
     &["alert"],
     &["executor", "limit", "event", "metrics", "policy", "storage", "trace"],
     &["clock", "id", "error"],

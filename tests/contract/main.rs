@@ -13,6 +13,7 @@ mod dead_letters;
 mod dead_letters_in_queue;
 mod deadlines;
 mod deploy;
+mod distributed;
 mod durable;
 mod durable_edges;
 mod durable_model;
