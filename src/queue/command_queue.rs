@@ -52,7 +52,7 @@ pub(super) struct QueueCore {
     pub(super) lanes: Lanes,
     registering: Mutex<()>,
     holding: Mutex<()>,
-    pub(super) context: LaneContext,
+    pub(super) context: Arc<LaneContext>,
     state: AtomicU8,
     idle: Event,
     /// Commands that never started because the queue stops.
@@ -134,11 +134,12 @@ impl CommandQueue {
         let core = Arc::new_cyclic(|queue: &Weak<QueueCore>| {
             let ambient = crate::ambient();
             let queue = Weak::clone(queue);
+            let context = LaneContext { executor, events, ambient, dead_letters, pool, queue, store, metrics, tracer };
             QueueCore {
                 lanes: Lanes::default(),
                 registering: Mutex::new(()),
                 holding: Mutex::new(()),
-                context: LaneContext { executor, events, ambient, dead_letters, pool, queue, store, metrics, tracer },
+                context: Arc::new(context),
                 state: AtomicU8::new(0),
                 idle: Event::new(),
                 given_back: Mutex::default(),
@@ -556,7 +557,7 @@ impl QueueCore {
         }
         errors.clone().into_result()?;
         for lane in &new {
-            if !lane.core().register(self.context.clone()) {
+            if !lane.core().register(Arc::clone(&self.context)) {
                 errors.push(
                     format!("lanes[{:?}]", lane.id()),
                     lane.id(),

@@ -99,7 +99,7 @@ pub(super) struct LaneCore {
     kept: AtomicUsize,
     drain_timeouts: AtomicBool,
     /// Set when the lane is registered.
-    context: OnceLock<LaneContext>,
+    context: OnceLock<Arc<LaneContext>>,
     /// Set before that, if the queue is measured.
     meter: OnceLock<Arc<LaneMeter>>,
     /// When the rate limit began to hold commands back; 0 while it does not. Only in lanes that are measured.
@@ -109,8 +109,7 @@ pub(super) struct LaneCore {
     pub(super) waits: OnceLock<Box<Mutex<Waits>>>,
 }
 
-/// What a lane gets from the queue that it is registered with.
-#[derive(Clone)]
+/// What a lane gets from the queue that it is registered with: the same for all its lanes.
 pub(super) struct LaneContext {
     pub(super) executor: Executor,
     pub(super) events: EventEmitter,
@@ -215,7 +214,7 @@ impl LaneCore {
     }
 
     /// Binds the lane to its queue. False if it has one already.
-    pub(super) fn register(&self, context: LaneContext) -> bool {
+    pub(super) fn register(&self, context: Arc<LaneContext>) -> bool {
         let plain = context.allows_plain(&self.settings.load());
         context.executor.shared().floor(self.priority, self.settings.load().config.min_concurrency > 0);
         self.random.store(context.executor.shared().seed(), Ordering::Relaxed);
@@ -231,7 +230,7 @@ impl LaneCore {
 
     #[inline]
     pub(super) fn context(&self) -> Option<&LaneContext> {
-        self.context.get()
+        self.context.get().map(|context| &**context)
     }
 
     pub(super) fn gate_status(&self) -> GateStatus {
