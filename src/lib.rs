@@ -48,9 +48,9 @@ pub use alert::{
 };
 pub use distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DEFAULT_LEASE, DEFAULT_MAX_DELIVERIES, DeadPage,
-    DeadReason, Depth, DistributedHealth, DistributedQueue, EnqueueOptions, GlobalLimits, ID_MEMORY, LaneClaim,
-    LeaseToken, Leased, LocalDistributedQueue, Nack, PartitionReceiver, Receipt, RemoteDeadLetter, ResultReceiver,
-    ResultSender, Support, WorkerId,
+    DeadReason, Delivery, Depth, DistributedHealth, DistributedQueue, EnqueueOptions, GlobalLimits, ID_MEMORY,
+    LaneClaim, LeaseToken, Leased, LocalDistributedQueue, Nack, PartitionReceiver, Receipt, RemoteCommands,
+    RemoteDeadLetter, ResultReceiver, ResultSender, Support, WorkerId, WorkerPool, WorkerPoolStats,
 };
 pub use error::{ConfigErrors, ConfigProblem, DistributedError, LaneError, Result, StorageError};
 pub use event::{

@@ -7,6 +7,7 @@
 //! | `capability` | what a queue can do, how it does, how much it holds |
 //! | `dead_letter` | what was given up |
 //! | `local` | the queue within one process: the reference for all others |
+//! | `pool` | workers: what is claimed runs in lanes |
 //!
 //! The trait is the seed's, and what its five methods can not say. Adapters implement it for servers.
 
@@ -15,6 +16,7 @@ mod dead_letter;
 mod envelope;
 mod lease;
 mod local;
+mod pool;
 
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ pub use dead_letter::{DeadPage, DeadReason, RemoteDeadLetter};
 pub use envelope::{CommandEnvelope, CommandResult, EnqueueOptions, Receipt, WorkerId};
 pub use lease::{AckOutcome, Claim, GlobalLimits, LaneClaim, LeaseToken, Leased, Nack};
 pub use local::{LocalDistributedQueue, PartitionReceiver, ResultReceiver, ResultSender};
+pub use pool::{Delivery, RemoteCommands, WorkerPool, WorkerPoolStats};
 
 use crate::error::{DistributedError, Result};
 use crate::queue::PartitionId;

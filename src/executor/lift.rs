@@ -21,7 +21,8 @@ pub(crate) fn schedule_liftable(runnable: Runnable) {
 pub(crate) fn lift(handle: &Handle) {
     let (shared, priority) = (handle.meta().shared, handle.meta().priority());
     let way = Way(handle.clone());
-    let (runnable, way) = task::new(shared, Making { has_ambient: true, ..Making::plain(priority) }, |_| way);
+    let (runnable, way) =
+        task::new(shared, Making { has_ambient: true, home: handle.meta().home(), ..Making::plain(priority) }, |_| way);
     way.detach();
     shared.push_new(priority, runnable);
 }

@@ -24,7 +24,7 @@ use super::ready::Ready;
 use super::shown::Shown;
 use super::spare::Spare;
 use super::stats::Counter;
-use super::task::Runnable;
+use super::task::{Home, Runnable};
 use super::timers::Timers;
 use super::waiting::Waiting;
 use super::watch::Watch;
@@ -253,8 +253,16 @@ impl Shared {
     /// that follow each other would all run on one, and what is spread unevenly over the workers would stay so.
     #[inline]
     pub(crate) fn push_admitted(&'static self, priority: u8, runnable: Runnable) {
+        let home = runnable.metadata().home();
         let taker = |local: &&Local| local.takes(priority);
         Local::with_current(self, |local| {
+            if let Some(home) = home.filter(|home| local.is_none_or(|local| !local.is_at(*home))) {
+                // As in `push`.
+                self.begin_use();
+                self.push_home(home, priority, runnable);
+                self.end_use();
+                return;
+            }
             match local.filter(taker).map(|local| (local, local.worker_to_spread_to())) {
                 Some((_, Some(other))) => {
                     // As in `push`.
@@ -272,26 +280,58 @@ impl Shared {
     /// holds a handle of the executor.
     #[inline]
     pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
+        let home = runnable.metadata().home();
         Local::with_current(self, |local| match local.filter(|local| local.takes(priority)) {
-            Some(local) => local.push_new(priority, runnable),
-            None => self.push_outside(priority, runnable),
+            Some(local) if home.is_none_or(|home| local.is_at(home)) => local.push_new(priority, runnable),
+            _ => self.push_outside(priority, runnable),
         });
     }
 
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
+        if let Some(home) = runnable.metadata().home() {
+            return self.push_home(home, priority, runnable);
+        }
         // A sleeper's inbox saves the hop through a steal.
         let worker = self.groups.sleeper_hint(priority).unwrap_or_else(|| self.outside_worker());
         self.push_to(worker, priority, runnable);
     }
 
+    /// The home of a partition's tasks. Reserved workers and spares are nobody's home.
+    pub(crate) fn home_of(&self, partition: usize) -> Home {
+        Home::new(partition % self.groups.general().len())
+    }
+
+    /// Puts a task into the inbox of its home, and wakes that rather than another one.
+    #[inline(never)]
+    fn push_home(&'static self, home: Home, priority: u8, runnable: Runnable) {
+        let worker = home.worker();
+        self.put(worker, priority, runnable);
+        // As for `push_to`; and a sleeper that is claimed by name searches for this item as one that `wake` would claim.
+        let is_open = self.phase() != Phase::Closed;
+        if is_open && self.groups.idle(worker).claim_sleeper(worker) {
+            self.unpark(worker);
+        } else {
+            self.tell_of(priority, is_open);
+        }
+    }
+
     /// Puts a task into a worker's inbox. Only the watch may name a spare, while that is on duty.
     pub(super) fn push_to(&'static self, worker: usize, priority: u8, runnable: Runnable) {
+        self.put(worker, priority, runnable);
+        self.tell_of(priority, self.phase() != Phase::Closed);
+    }
+
+    fn put(&'static self, worker: usize, priority: u8, runnable: Runnable) {
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
+    }
+
+    /// Has somebody look for what was put into an inbox.
+    fn tell_of(&'static self, priority: u8, is_open: bool) {
         // ORDERING: `announce` fenced. The last thread to end counts itself off, fences, then empties the inboxes: either it
         // finds our task, or we see that no thread is left. While one is, the task is not dropped here: this may be a waker,
         // called under a lock that the task's destructor takes.
-        if self.phase() != Phase::Closed {
+        if is_open {
             self.wake(1 << priority);
         } else if self.threads.load(Ordering::Relaxed) == 0 {
             self.drop_inboxes();

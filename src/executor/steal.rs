@@ -133,7 +133,7 @@ impl Local {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::executor::{Executor, Shape};
+    use crate::executor::{Executor, Making, Shape};
 
     fn workers(executor: &Executor) -> Vec<Local> {
         (0..executor.workers()).map(|index| Local::new(executor.shared(), index, index as u64 + 1)).collect()
@@ -175,6 +175,66 @@ mod tests {
         let order: Vec<_> = (0..200).filter_map(|_| thief.next_task()).map(|task| task.metadata().priority()).collect();
         assert_eq!(order.first(), Some(&5));
         assert_eq!(order.len(), 5);
+        drop_all(&executor, &workers);
+    }
+
+    /// A task that was made for a partition, on its way from where the caller is.
+    fn make_at(executor: &Executor, partition: usize) -> (Runnable, crate::executor::Task<()>) {
+        let home = Some(executor.shared().home_of(partition));
+        executor.prepare(Making { home, ..Making::plain(5) }, |_| async {})
+    }
+
+    #[test]
+    fn a_task_with_a_home_is_put_there_from_wherever_it_comes() {
+        let executor = Executor::without_threads(Shape::plain(3), Clock::virtual_time());
+        let workers = workers(&executor);
+        let queued = |worker: usize| executor.shared().queued_with(worker) != 0;
+        for partition in 0..6 {
+            let home = partition % 3;
+            let schedules: [fn(&Executor, Runnable); 2] =
+                [Executor::schedule_new, |_, runnable| crate::executor::schedule_admitted(runnable)];
+            for (from, schedule) in
+                [None, Some(0), Some(1), Some(2)].into_iter().flat_map(|from| schedules.map(|to| (from, to)))
+            {
+                let (runnable, task) = make_at(&executor, partition);
+                {
+                    let _entered = from.map(|from: usize| workers[from].enter());
+                    schedule(&executor, runnable);
+                }
+                assert_eq!(
+                    [0, 1, 2].map(queued),
+                    [0, 1, 2].map(|worker| worker == home),
+                    "partition {partition} from {from:?}"
+                );
+                assert!(workers[home].next_task().is_some());
+                drop(task);
+            }
+        }
+        drop_all(&executor, &workers);
+    }
+
+    #[test]
+    fn who_has_nothing_to_do_takes_a_task_from_its_home() {
+        let executor = Executor::without_threads(Shape::plain(2), Clock::virtual_time());
+        let workers = workers(&executor);
+        let (runnable, _task) = make_at(&executor, 0);
+        executor.schedule_new(runnable);
+        spawn_on(&workers[1], &executor, 5);
+        assert_eq!(workers[1].next_task().map(|task| task.metadata().home()), Some(None), "its own goes first");
+        assert!(workers[1].next_task().is_some_and(|task| task.metadata().home().is_some()));
+        drop_all(&executor, &workers);
+    }
+
+    #[test]
+    fn no_reserved_worker_is_a_home() {
+        let shape = Shape { reserved: 1, ..Shape::plain(3) };
+        let executor = Executor::without_threads(shape, Clock::virtual_time());
+        let workers = workers(&executor);
+        for partition in 0..4 {
+            let (runnable, _task) = make_at(&executor, partition);
+            executor.schedule_new(runnable);
+            assert!(workers[partition % 2].next_task().is_some(), "partition {partition}");
+        }
         drop_all(&executor, &workers);
     }
 

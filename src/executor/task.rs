@@ -37,8 +37,8 @@ pub(crate) struct Meta {
     pub(crate) life: Life,
     /// The best priority of those who wait for the task; [`NOBODY`] if nobody does.
     awaited: AtomicU8,
-    /// See [`Making`].
-    pub(super) has_ambient: bool,
+    /// See [`Making`]: both in a byte, since the cell has none to spare.
+    traits: Traits,
     /// See [`Making`].
     pub(crate) owner: u32,
     /// For who measures: since when the task does what its owner counts; 0 if it does not. Written by its future.
@@ -75,14 +75,14 @@ enum Alarm {
 impl Meta {
     #[inline]
     fn new(shared: &'static Shared, making: Making) -> Self {
-        let Making { priority, birth, timed, has_ambient, owner } = making;
+        let Making { priority, birth, timed, has_ambient, home, owner } = making;
         shared.task_created();
         Self {
             shared,
             priority: AtomicU8::new(priority),
             life: Life::new(birth),
             awaited: AtomicU8::new(NOBODY),
-            has_ambient,
+            traits: Traits::new(has_ambient, home),
             owner,
             started: AtomicU64::new(0),
             timed: timed.then(Box::default),
@@ -93,6 +93,18 @@ impl Meta {
     #[inline]
     pub(crate) fn priority(&self) -> u8 {
         self.priority.load(Ordering::Relaxed)
+    }
+
+    /// The worker that it is put to, if it has one.
+    #[inline]
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.traits.home()
+    }
+
+    /// See [`Making`].
+    #[inline]
+    pub(super) fn has_ambient(&self) -> bool {
+        self.traits.has_ambient()
     }
 
     /// Makes the priority at least this good from the next time that the task becomes due; says whether it was worse.
@@ -333,6 +345,49 @@ fn settle<T>(value: Option<Value<T>>) -> Result<T, TaskError> {
     value.map_or(Err(TaskError::Cancelled), |value| value.map_err(TaskError::Panicked))
 }
 
+/// A worker, as a number below that of all workers that run everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Home(u8);
+
+impl Home {
+    pub(super) const fn new(worker: usize) -> Self {
+        assert!(worker < super::park::MAX_WORKERS);
+        Self(worker as u8)
+    }
+
+    pub(super) const fn worker(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Bit 7: its polls say by themselves what surrounds them. The others: its home, or [`Traits::HOMELESS`].
+#[derive(Clone, Copy, Debug)]
+struct Traits(u8);
+
+impl Traits {
+    const HAS_AMBIENT: u8 = 1 << 7;
+    const HOMELESS: u8 = Self::HAS_AMBIENT - 1;
+
+    const fn new(has_ambient: bool, home: Option<Home>) -> Self {
+        let home = match home {
+            Some(home) => home.0,
+            None => Self::HOMELESS,
+        };
+        Self(if has_ambient { Self::HAS_AMBIENT | home } else { home })
+    }
+
+    const fn has_ambient(self) -> bool {
+        self.0 & Self::HAS_AMBIENT != 0
+    }
+
+    fn home(self) -> Option<Home> {
+        let home = self.0 & !Self::HAS_AMBIENT;
+        (home != Self::HOMELESS).then_some(Home(home))
+    }
+}
+
+const _: () = assert!(super::park::MAX_WORKERS < Traits::HOMELESS as usize);
+
 /// What a new task is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Making {
@@ -343,13 +398,15 @@ pub(crate) struct Making {
     pub(crate) timed: bool,
     /// Whether its polls say by themselves what surrounds them.
     pub(crate) has_ambient: bool,
+    /// The worker that it is put to when it is due, unless another one already runs it.
+    pub(crate) home: Option<Home>,
     /// Who asked for it, as a number that the executor makes nothing of.
     pub(crate) owner: u32,
 }
 
 impl Making {
     pub(crate) const fn plain(priority: u8) -> Self {
-        Self { priority, birth: Birth::Admitted, timed: false, has_ambient: false, owner: 0 }
+        Self { priority, birth: Birth::Admitted, timed: false, has_ambient: false, home: None, owner: 0 }
     }
 }
 

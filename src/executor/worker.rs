@@ -17,7 +17,7 @@ use crossbeam_queue::SegQueue;
 use super::ambient::Ambient;
 use super::park::{Asleep, Idle};
 use super::shared::{PRIORITIES, Phase, Shared};
-use super::task::Runnable;
+use super::task::{Home, Runnable};
 use crate::clock::{Tick, stamp};
 
 /// Tasks that move from an inbox to the deque at a time.
@@ -106,6 +106,11 @@ impl Local {
     /// Whether it takes tasks of this priority. Others that come up here go to other workers.
     pub(super) fn takes(&self, priority: u8) -> bool {
         self.allowed & 1 << priority != 0
+    }
+
+    /// Whether this is the worker of that number.
+    pub(super) fn is_at(&self, home: Home) -> bool {
+        self.index == home.worker()
     }
 
     pub(crate) fn shared(&self) -> &'static Shared {
@@ -237,7 +242,7 @@ impl Local {
     /// Polls a task.
     #[inline]
     pub(crate) fn run(&self, task: Runnable) {
-        if !task.metadata().has_ambient {
+        if !task.metadata().has_ambient() {
             self.stay_within(None);
         }
         self.running.set(task.metadata().priority());

@@ -12,6 +12,7 @@ use super::dead_letter::DeadLetterQueue;
 use super::durable::{CrashLimit, DurableCommand, Registry, Store, Window, recover};
 use super::lane::Lane;
 use super::manager::QueueManager;
+use super::partition::{PartitionConfig, Partitioner, Partitions};
 use super::{LaneId, Priority, lane_ids, priorities};
 use crate::alert::AlertManager;
 use crate::error::{ConfigErrors, Result};
@@ -38,6 +39,8 @@ pub struct QueueManagerBuilder {
     metrics: Option<QueueMetrics>,
     alerts: Option<Arc<AlertManager>>,
     tracer: Option<Arc<dyn Tracer>>,
+    partitions: PartitionConfig,
+    partitioner: Option<Arc<dyn Partitioner>>,
 }
 
 impl QueueManagerBuilder {
@@ -58,6 +61,8 @@ impl QueueManagerBuilder {
             metrics: None,
             alerts: None,
             tracer: None,
+            partitions: PartitionConfig::none(),
+            partitioner: None,
         }
     }
 
@@ -115,6 +120,23 @@ impl QueueManagerBuilder {
     pub fn with_tracer(mut self, tracer: Arc<dyn Tracer>) -> Self {
         self.tracer = Some(tracer);
         self
+    }
+
+    /// Gives each command a home among the workers: partition `i` is that of worker `i`, modulo their number. With
+    /// [`PartitionConfig::hash`], commands of one [key](crate::SubmitOptions::key), or of one type where they have none, begin on
+    /// the same worker, where what they work on may still be in its caches; another worker only takes them when it has nothing of
+    /// its own to do. Priorities go before homes. Default: [`PartitionConfig::none`], a command begins where it is cheapest.
+    ///
+    /// A partitioned queue's commands cost more than plain ones: see `benches/compare`.
+    pub fn with_partitions(mut self, partitions: PartitionConfig) -> Self {
+        self.partitions = partitions;
+        self
+    }
+
+    /// As [`QueueManagerBuilder::with_partitions`], by a partitioner of your own. One that panics gives the command no home.
+    pub fn with_partitioner(mut self, partitions: PartitionConfig, partitioner: Arc<dyn Partitioner>) -> Self {
+        self.partitioner = Some(partitioner);
+        self.with_partitions(partitions)
     }
 
     /// Runs at most `commands` of all lanes together at the same time. Each lane's `min_concurrency` is held back for it; the
@@ -187,6 +209,8 @@ impl QueueManagerBuilder {
     pub async fn build(self) -> Result<QueueManager> {
         let mut errors = ConfigErrors::default();
         check_store(&self, &mut errors);
+        self.partitions.check_into(&mut errors);
+        let partitions = Partitions::new(&self.partitions, self.partitioner);
         let executor = self.executor.unwrap_or_else(|| Executor::global().clone());
         let pool = self.max_in_flight.map(|limit| Arc::new(SharedPool::new(limit)));
         let (events, registry) = (self.events.clone(), self.registry);
@@ -200,6 +224,7 @@ impl QueueManagerBuilder {
             metrics: self.metrics,
             alerts: self.alerts,
             tracer: self.tracer,
+            partitions,
         });
         let given = self.lanes;
         let defaults = self.defaults.into_iter().filter(|(id, ..)| !given.iter().any(|(other, ..)| other == id));

@@ -21,6 +21,7 @@ use super::lane::{JsonSubmission, Lane, LaneStatus, Rejected};
 use super::lanes::Lanes;
 use super::measured;
 use super::options::SubmitOptions;
+use super::partition::Partitions;
 use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
 use crate::alert::AlertManager;
@@ -72,6 +73,7 @@ pub(super) struct Parts {
     pub(super) metrics: Option<QueueMetrics>,
     pub(super) alerts: Option<Arc<AlertManager>>,
     pub(super) tracer: Option<Arc<dyn Tracer>>,
+    pub(super) partitions: Option<Partitions>,
 }
 
 impl Parts {
@@ -85,6 +87,7 @@ impl Parts {
             metrics: None,
             alerts: None,
             tracer: None,
+            partitions: None,
         }
     }
 }
@@ -126,15 +129,34 @@ impl CommandQueue {
         Self::of(Parts { dead_letters: Some(letters.into()), ..parts })
     }
 
+    /// A queue of one lane, started.
+    pub(crate) fn of_one(executor: Executor, events: EventEmitter, lane: Lane) -> Result<Self> {
+        let queue = Self::of(Parts::new(executor, events));
+        queue.register_checked(vec![lane], ConfigErrors::default())?;
+        queue.start();
+        Ok(queue)
+    }
+
     pub(super) fn of(parts: Parts) -> Self {
-        let Parts { executor, events, dead_letters, pool, store, metrics, alerts, tracer } = parts;
+        let Parts { executor, events, dead_letters, pool, store, metrics, alerts, tracer, partitions } = parts;
         events.runs_on(executor.clock());
         let metrics = metrics.or_else(|| alerts.as_ref().map(|alerts| alerts.metrics().clone()));
         let judge = alerts.as_ref().zip(metrics.as_ref()).map(|(alerts, metrics)| alerts.judges(metrics));
         let core = Arc::new_cyclic(|queue: &Weak<QueueCore>| {
             let ambient = crate::ambient();
             let queue = Weak::clone(queue);
-            let context = LaneContext { executor, events, ambient, dead_letters, pool, queue, store, metrics, tracer };
+            let context = LaneContext {
+                executor,
+                events,
+                ambient,
+                dead_letters,
+                pool,
+                queue,
+                store,
+                metrics,
+                tracer,
+                partitions,
+            };
             QueueCore {
                 lanes: Lanes::default(),
                 registering: Mutex::new(()),
@@ -473,6 +495,11 @@ impl CommandQueue {
         self.core.lanes.all()
     }
 
+    /// The best priority first.
+    pub(crate) fn lanes_by_priority(&self) -> Vec<Lane> {
+        self.core.lanes_by_priority()
+    }
+
     pub(super) fn events(&self) -> &EventEmitter {
         &self.core.context.events
     }
@@ -583,10 +610,14 @@ impl QueueCore {
         if let Some(store) = &self.context.store {
             store.start(self);
         }
-        let mut lanes = self.lanes.all();
         // The best first: a worker takes what it sees.
+        self.lanes_by_priority().iter().for_each(|lane| lane.core().start());
+    }
+
+    fn lanes_by_priority(&self) -> Vec<Lane> {
+        let mut lanes = self.lanes.all();
         lanes.sort_by_key(|lane| lane.core().priority);
-        lanes.iter().for_each(|lane| lane.core().start());
+        lanes
     }
 
     fn accept<J: Job>(

@@ -176,8 +176,9 @@ impl<'a> Incoming<'a> {
         let lane = Arc::clone(core);
         // Without it, a command waits in the line at its beginning or not at all.
         let may_wait_later = extra.is_some();
-        let making =
-            Making { priority, birth, timed: limits.any() || alarm.is_some(), has_ambient: true, owner: core.owner() };
+        let home = context.home_of(key.as_ref(), || job.command_type());
+        let timed = limits.any() || alarm.is_some();
+        let making = Making { priority, birth, timed, has_ambient: true, home, owner: core.owner() };
         let make = |task| settle::run(Accepted::new(job, id, lane, task, place, extra));
         let way = Way::new(core.number(), cost);
         if birth != Birth::Queued {

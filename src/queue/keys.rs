@@ -7,6 +7,7 @@
 //! The table is cut into shards, each behind a lock, which a command takes three times: when it is submitted, admitted
 //! and settled; `benches/compare` compares keyed with plain commands.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -39,6 +40,14 @@ impl Key {
 }
 
 impl Key {
+    /// As text, for who spreads keys.
+    pub(super) fn text(&self) -> Cow<'_, str> {
+        match &self.name {
+            Name::Number(number) => number.to_string().into(),
+            Name::Text(text) => (&**text).into(),
+        }
+    }
+
     /// For a store.
     pub(super) fn to_json(&self) -> Value {
         match &self.name {

@@ -26,7 +26,7 @@ use crate::event::{FrequentKind, UNMEASURED};
 use crate::executor::Making;
 use crate::executor::life::Birth;
 use crate::id::CommandId;
-use crate::limit::gate::Submitted;
+use crate::limit::gate::{GateStatus, Submitted};
 use crate::limit::rate::RateLimiter;
 
 /// A priority class with limits of its own. A cheap handle; commands keep what they need of it alive.
@@ -416,7 +416,8 @@ impl Lane {
         context.tell(FrequentKind::Submitted, &core.id, id, || UNMEASURED, || job.command_type());
         let lane = Arc::clone(core);
         let make = |task| settle::run(Accepted::new(job, id, lane, task, Whereabouts::Line, None));
-        let making = Making { priority: core.priority, birth, timed: false, has_ambient: true, owner: core.owner() };
+        let making =
+            Making { priority: core.priority, birth, timed: false, has_ambient: true, home: None, owner: core.owner() };
         if birth == Birth::Admitted {
             let (runnable, task) = context.executor.prepare(making, make);
             if nested {
@@ -433,6 +434,20 @@ impl Lane {
         // Cancelled, abandoned or closed while this was submitted?
         core.end_late();
         Ok(Ticket::new(id, Limits::NONE, task, Some(Way::new(core.number(), 1))))
+    }
+
+    /// How many commands would start at once if they came now.
+    pub(crate) fn free_permits(&self) -> usize {
+        let GateStatus { waiting, running, held, unstarted, paused, closed, throttled } = self.core.gate_status();
+        if held || unstarted || paused || closed || throttled {
+            return 0;
+        }
+        self.core.settings.load().config.max_concurrency.saturating_sub(running + waiting)
+    }
+
+    /// Whether the lane's commands are stored by its queue.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.is_durable()
     }
 
     pub(super) fn core(&self) -> &Arc<LaneCore> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use super::command::Command;
+use super::keys::Key;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::executor::available_cpus;
 
@@ -158,6 +159,34 @@ pub struct PartitionConfig {
     pub num_partitions: usize,
     /// By what.
     pub strategy: PartitionStrategy,
+}
+
+/// A queue's partitions.
+#[derive(Clone)]
+pub(super) struct Partitions {
+    partitioner: Arc<dyn Partitioner>,
+    count: usize,
+}
+
+impl Partitions {
+    /// None where there is nothing to choose.
+    pub(super) fn new(config: &PartitionConfig, partitioner: Option<Arc<dyn Partitioner>>) -> Option<Self> {
+        let partitioner = match (partitioner, config.strategy) {
+            (None, PartitionStrategy::None) => return None,
+            (Some(partitioner), _) => partitioner,
+            (None, _) => config.create_partitioner(),
+        };
+        Some(Self { partitioner, count: config.num_partitions })
+    }
+
+    /// Calls others' code, which may panic.
+    pub(super) fn of(&self, key: Option<&Key>, command_type: &str) -> PartitionId {
+        let partition = match key {
+            Some(key) => self.partitioner.partition_of(&key.text(), self.count),
+            None => self.partitioner.partition_of(command_type, self.count),
+        };
+        partition % self.count
+    }
 }
 
 /// By what commands are spread over partitions.

@@ -31,6 +31,7 @@ mod metrics;
 mod nested;
 mod nested_retries;
 mod order;
+mod partitions;
 mod policies;
 mod priority_queue;
 mod rates;
@@ -50,3 +51,4 @@ mod timeouts;
 #[cfg(feature = "tokio")]
 mod tokio_shim;
 mod traces;
+mod worker_pool;

@@ -36,7 +36,7 @@ use event_listener::Event;
 
 use crate::clock::Tick;
 use crate::event::{EventEmitter, Frequent, FrequentKind, Transition};
-use crate::executor::{Ambient, Executor, TimerKey};
+use crate::executor::{Ambient, Executor, Home, TimerKey};
 use crate::id::CommandId;
 use crate::limit::gate::{Gate, GateStatus};
 use crate::metrics::{LaneMeter, QueueMetrics};
@@ -46,10 +46,11 @@ use crate::queue::config::LaneConfig;
 use crate::queue::dead_letter::DeadLetterQueue;
 use crate::queue::durable::Store;
 use crate::queue::explain::Waits;
-use crate::queue::keys::{Keys, Queued};
+use crate::queue::keys::{Key, Keys, Queued};
 use crate::queue::lanes::LaneNumber;
 use crate::queue::line::{Line, Place};
 use crate::queue::nested::Nested;
+use crate::queue::partition::Partitions;
 use crate::queue::settle::contained;
 use crate::storage::Durability;
 use crate::sync::OwnLine;
@@ -120,9 +121,18 @@ pub(super) struct LaneContext {
     pub(super) store: Option<Arc<Store>>,
     pub(super) metrics: Option<QueueMetrics>,
     pub(super) tracer: Option<Arc<dyn Tracer>>,
+    /// Commands have homes among the workers.
+    pub(super) partitions: Option<Partitions>,
 }
 
 impl LaneContext {
+    /// The worker that a command belongs to, if its queue is partitioned.
+    pub(super) fn home_of<'a>(&self, key: Option<&Key>, command_type: impl FnOnce() -> &'a str) -> Option<Home> {
+        let partitions = self.partitions.as_ref()?;
+        let partition = contained(|| Some(partitions.of(key, command_type())))?;
+        Some(self.executor.shared().home_of(partition))
+    }
+
     /// The store of a lane with these settings, and how durable its commands are there; none if they are in memory.
     pub(super) fn durable(&self, settings: &Settings) -> Option<(&Arc<Store>, Durability)> {
         let durability = settings.config.durability.unwrap_or(Durability::Synced);
@@ -163,7 +173,8 @@ impl LaneContext {
 
     /// Whether a command in a lane with these settings has nothing that is to be remembered.
     fn allows_plain(&self, settings: &Settings) -> bool {
-        settings.is_plain() && self.dead_letters.is_none() && self.durable(settings).is_none() && self.tracer.is_none()
+        let is_common = self.dead_letters.is_none() && self.tracer.is_none() && self.partitions.is_none();
+        settings.is_plain() && is_common && self.durable(settings).is_none()
     }
 }
 
