@@ -63,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) threads: AtomicUsize,
     /// Used by a simulation only; see `outside_worker`.
     simulated_turn: AtomicUsize,
+    homes: AtomicBool,
     closing: Mutex<Vec<Weak<dyn Closing>>>,
     /// See `waiting`.
     pub(super) rounds: AtomicU64,
@@ -178,6 +179,7 @@ impl Shared {
             outside: (0..COUNTED_APART + SHARED_COUNTS).map(|_| CachePadded::default()).collect(),
             threads: AtomicUsize::new(0),
             simulated_turn: AtomicUsize::new(0),
+            homes: AtomicBool::new(false),
             closing: Mutex::new(Vec::new()),
             rounds: AtomicU64::new(0),
             floor: CachePadded::default(),
@@ -298,7 +300,16 @@ impl Shared {
 
     /// The home of a partition's tasks. Reserved workers and spares are nobody's home.
     pub(crate) fn home_of(&self, partition: usize) -> Home {
+        if !self.has_homes() {
+            self.homes.store(true, Ordering::Relaxed);
+        }
         Home::new(partition % self.groups.general().len())
+    }
+
+    /// Whether any task ever had a home: thieves then leave a few to their owners.
+    #[inline]
+    pub(super) fn has_homes(&self) -> bool {
+        self.homes.load(Ordering::Relaxed)
     }
 
     /// Puts a task into the inbox of its home, and wakes that rather than another one.

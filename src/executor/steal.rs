@@ -58,6 +58,10 @@ impl Local {
         // A worker with work of its own takes just the better item; an idle one takes a share of bulk work.
         let bulk = idle && priority >= LATENCY_PRIORITIES;
         let inbox = remote.inboxes[usize::from(priority)].get();
+        if bulk && self.shared.has_homes() && self.leave_at_home(victim, inbox.map_or(0, |inbox| inbox.len()), priority)
+        {
+            return Theft::Left;
+        }
         if let Some(inbox) = inbox
             && let Some(task) = inbox.pop()
         {
@@ -92,15 +96,25 @@ impl Local {
     }
 
     /// Whether to leave a task that is alone in its deque to its owner: most likely it runs there next, where its data is.
-    /// Not for long: an owner that polls the same task for `LOOKS` looks (some microseconds) loses it.
     fn leave_lone(&self, victim: usize, priority: u8) -> bool {
+        let stealer = self.shared.workers[victim].stealers[usize::from(priority)].get();
+        stealer.is_some_and(|stealer| stealer.len() == 1) && self.leave_for_now(victim)
+    }
+
+    /// Whether to leave tasks to their home: where there are few, they run there soon. Of many, an idle worker takes its share.
+    fn leave_at_home(&self, victim: usize, in_inbox: usize, priority: u8) -> bool {
+        const FEW: usize = 4;
+        let stealer = self.shared.workers[victim].stealers[usize::from(priority)].get();
+        let tasks = in_inbox + stealer.map_or(0, crossbeam_deque::Stealer::len);
+        (1..=FEW).contains(&tasks) && self.leave_for_now(victim)
+    }
+
+    /// Not for long: an owner that polls the same task for `LOOKS` looks (some microseconds) loses what it has.
+    fn leave_for_now(&self, victim: usize) -> bool {
         const LOOKS: u32 = 8;
         /// Pauses after each look, which takes the lines that the owner works on.
         const PAUSES: u32 = 64;
         let remote = &self.shared.workers[victim];
-        if remote.stealers[usize::from(priority)].get().is_none_or(|stealer| stealer.len() != 1) {
-            return false;
-        }
         let polls = remote.counters.polls.get();
         let (seen_polls, looks) = self.lone[victim].get();
         let looks = if seen_polls == polls { looks + 1 } else { 1 };
@@ -221,7 +235,25 @@ mod tests {
         executor.schedule_new(runnable);
         spawn_on(&workers[1], &executor, 5);
         assert_eq!(workers[1].next_task().map(|task| task.metadata().home()), Some(None), "its own goes first");
-        assert!(workers[1].next_task().is_some_and(|task| task.metadata().home().is_some()));
+        // Its owner does nothing: it is not left for long.
+        let taken = (0..100).find_map(|_| workers[1].next_task());
+        assert!(taken.is_some_and(|task| task.metadata().home().is_some()));
+        drop_all(&executor, &workers);
+    }
+
+    #[test]
+    fn a_few_tasks_are_left_to_a_home_that_gets_on_and_of_many_an_idle_worker_takes_its_share() {
+        let executor = Executor::without_threads(Shape::plain(2), Clock::virtual_time());
+        let workers = workers(&executor);
+        let put = |many: usize| (0..many).for_each(|_| executor.schedule_new(make_at(&executor, 0).0));
+        put(4);
+        while let Some(task) = workers[0].next_task() {
+            assert!((0..4).all(|_| workers[1].next_task().is_none()), "its home gets on");
+            let _entered = workers[0].enter();
+            workers[0].run(task);
+        }
+        put(20);
+        assert!(workers[1].next_task().is_some(), "there are many");
         drop_all(&executor, &workers);
     }
 
