@@ -387,6 +387,7 @@ struct Trouble {
     /// So many acknowledgements are not heard of.
     acks_that_fail: AtomicU32,
     claims_that_fail: AtomicU32,
+    panics: AtomicBool,
 }
 
 /// A local queue that is watched, and may be in trouble.
@@ -399,6 +400,10 @@ struct Watched {
 impl Watched {
     fn new(inner: Arc<LocalDistributedQueue>) -> Self {
         Self { inner, trouble: Arc::default(), order: Arc::default() }
+    }
+
+    fn may_panic(&self) {
+        assert!(!self.trouble.panics.load(Ordering::SeqCst), "wanted");
     }
 }
 
@@ -437,6 +442,7 @@ impl DistributedQueue for Watched {
     }
 
     async fn dequeue_leased(&self, partition_id: PartitionId, claim: Claim) -> Result<Vec<Leased>> {
+        self.may_panic();
         if takes_one(&self.trouble.claims_that_fail) {
             return Err(unknown());
         }
@@ -446,6 +452,7 @@ impl DistributedQueue for Watched {
     }
 
     async fn extend(&self, token: &LeaseToken, lease: Duration) -> Result<()> {
+        self.may_panic();
         if self.trouble.extending_hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -456,6 +463,7 @@ impl DistributedQueue for Watched {
     }
 
     async fn ack(&self, token: &LeaseToken, result: CommandResult) -> Result<AckOutcome> {
+        self.may_panic();
         let outcome = self.inner.ack(token, result).await;
         // It was done, and the answer is lost.
         if takes_one(&self.trouble.acks_that_fail) { Err(unknown()) } else { outcome }
@@ -531,6 +539,25 @@ fn claims_go_on_after_errors() {
     put(&*inner, "query", Work::Return(1));
     let (_manager, mut pool) = pool_on(queue as _, 1, LaneConfig::new(0, 4));
     eventually("it goes on", || pool.stats().completed == 1);
+    block_on(pool.shutdown());
+}
+
+#[test]
+fn a_queue_that_panics_for_a_while_costs_nothing_but_that() {
+    let (inner, trouble, queue) = troubled();
+    let id = put(&*inner, "query", Work::Sleep(Duration::from_millis(200)));
+    let manager = manager_of(&executor(1), &[("query", LaneConfig::new(0, 4), 2)]);
+    let mut pool = WorkerPool::new(queue as _).with_lease(Duration::from_secs(3));
+    pool.start_in_lanes(&manager, commands()).unwrap();
+    eventually("it has begun", || attempts(&id) == 1);
+    trouble.panics.store(true, Ordering::SeqCst);
+    // Long enough for claims, an extension and the acknowledgement to be asked for.
+    thread::sleep(Duration::from_millis(1500));
+    trouble.panics.store(false, Ordering::SeqCst);
+    eventually("the queue knows", || pool.stats().completed == 1);
+    put(&*inner, "query", Work::Return(1));
+    eventually("claims go on", || pool.stats().completed == 2);
+    assert_eq!((attempts(&id), pool.stats().lost), (1, 0));
     block_on(pool.shutdown());
 }
 

@@ -17,6 +17,7 @@ use atomic_waker::AtomicWaker;
 use event_listener::Event;
 use serde_json::Value;
 
+use super::contained;
 use crate::clock::{Clock, Tick};
 use crate::distributed::{DistributedQueue, LeaseToken};
 use crate::error::{DistributedError, LaneError, Result};
@@ -236,9 +237,10 @@ impl Shared {
         let give_up = |held: &Held| lock(&held.since).plus(self.lease * 4 / 5);
         let tokens: Vec<_> = due.iter().map(|(_, held)| held.token.clone()).collect();
         let first_end = due.iter().map(|(_, held)| give_up(held)).min().unwrap_or(called);
-        let extended = block_on_until(self.queue.extend_batch(&tokens, self.lease), first_end, clock);
+        let asked = contained(async { Ok(self.queue.extend_batch(&tokens, self.lease).await) });
+        let extended = block_on_until(asked, first_end, clock);
         let now = clock.now();
-        let mut results = extended.unwrap_or_default().into_iter();
+        let mut results = extended.and_then(Result::ok).unwrap_or_default().into_iter();
         for (number, held) in due {
             let again = match results.next() {
                 Some(Ok(())) => {

@@ -20,12 +20,14 @@ mod settle;
 
 use std::fmt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use event_listener::Event;
+use futures_lite::FutureExt as _;
 use serde_json::Value;
 
 pub use commands::{Delivery, RemoteCommands};
@@ -34,9 +36,9 @@ use self::held::Leases;
 use self::rooms::Rooms;
 use self::settle::Outbox;
 use super::{CommandEnvelope, DEFAULT_LEASE, DistributedQueue};
-use crate::error::{ConfigErrors, Result};
+use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::EventEmitter;
-use crate::executor::{Executor, timeout};
+use crate::executor::{Executor, discard_panic, panic_message, timeout};
 use crate::queue::{CommandQueue, Lane, LaneConfig, PartitionId, QueueManager};
 
 /// Takes commands of a [`DistributedQueue`] and runs them here: [in the lanes](WorkerPool::start_in_lanes) of a queue, or by
@@ -274,6 +276,15 @@ impl WorkerPool {
     pub fn stats(&self) -> WorkerPoolStats {
         self.running.as_ref().map(|pool| pool.counts.now()).unwrap_or_default()
     }
+}
+
+/// What a queue says; its panic is an error.
+async fn contained<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
+    AssertUnwindSafe(asked).catch_unwind().await.unwrap_or_else(|panic| {
+        let message = format!("the queue: {}", panic_message(panic.as_ref()));
+        discard_panic(panic);
+        Err(LaneError::Panicked(message))
+    })
 }
 
 impl Pool {

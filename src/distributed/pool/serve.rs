@@ -10,7 +10,7 @@ use super::commands::{ByFunction, Delivered, Delivery};
 use super::held::Held;
 use super::rooms::Room;
 use super::settle::{self, Ending};
-use super::{Pool, Target};
+use super::{Pool, Target, contained};
 use crate::clock::{Clock, Tick};
 use crate::distributed::{DeadReason, Leased};
 use crate::error::LaneError;
@@ -31,11 +31,13 @@ pub(super) async fn serve(pool: Arc<Pool>, partition: PartitionId) {
     let mut in_vain = 0;
     let mut errors = 0;
     while !pool.is_stopping() {
-        // While nothing comes, one place in each lane is enough, and leaves the others to other partitions.
-        let Some(mut room) = pool.rooms.wait(in_vain > 0, || !pool.is_stopping()).await else { break };
+        // Who waits for commands to come takes one place in each lane, and leaves the others to other partitions.
+        let waits = in_vain > 0;
+        let Some(mut room) = pool.rooms.wait(waits, || !pool.is_stopping()).await else { break };
         let called = clock.now();
-        let claim = room.claim(pool.takes_any_lane()).lease(pool.lease).wait(WAIT);
-        match pool.queue.dequeue_leased(partition, claim).await {
+        let claim = room.claim(pool.takes_any_lane()).lease(pool.lease);
+        let claim = if waits { claim.wait(WAIT) } else { claim };
+        match contained(pool.queue.dequeue_leased(partition, claim)).await {
             Ok(taken) => {
                 errors = 0;
                 in_vain = if taken.is_empty() { in_vain + 1 } else { 0 };
@@ -44,7 +46,7 @@ pub(super) async fn serve(pool: Arc<Pool>, partition: PartitionId) {
                 }
                 drop(room);
                 // A queue that waits has done so.
-                if in_vain > 0 && clock.now().since(called) < WAIT / 2 {
+                if waits && in_vain > 0 && clock.now().since(called) < WAIT / 2 {
                     pool.rest(Duration::from_millis(1), in_vain, REST_MAX).await;
                 }
             }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use event_listener::Event;
 use futures_lite::FutureExt as _;
 
-use super::Pool;
 use super::held::{Held, Registered};
+use super::{Pool, contained};
 use crate::clock::Clock;
 use crate::distributed::{AckOutcome, CommandEnvelope, CommandResult, DeadReason, LeaseToken, Nack};
 use crate::error::{DistributedError, LaneError, Result};
@@ -181,10 +181,10 @@ async fn tell_group(pool: &Pool, group: Vec<Told>) -> Vec<Told> {
                 acked.push(told);
                 continue;
             }
-            Ending::Release if told.held.is_leased() => pool.queue.nack(token, Nack::Release).await,
+            Ending::Release if told.held.is_leased() => contained(pool.queue.nack(token, Nack::Release)).await,
             // Nobody else will bring it back.
-            Ending::Release => pool.queue.enqueue(told.envelope.clone()).await.map(|()| AckOutcome::Applied),
-            Ending::Dead(reason) => dead_letter(pool, &told.envelope, token, reason).await,
+            Ending::Release => contained(pool.queue.enqueue(told.envelope.clone())).await.map(|()| AckOutcome::Applied),
+            Ending::Dead(reason) => contained(dead_letter(pool, &told.envelope, token, reason)).await,
         };
         again.extend(settled(pool, told, outcome));
     }
@@ -193,8 +193,9 @@ async fn tell_group(pool: &Pool, group: Vec<Told>) -> Vec<Told> {
             Ending::Ack(result) => Some((told.held.token.clone(), result.clone())),
             Ending::Release | Ending::Dead(_) => None,
         });
-        let outcomes = pool.queue.ack_batch(results.collect()).await;
-        let missing = || Err(DistributedError::Unsupported { operation: "acknowledging many".to_owned() }.into());
+        let asked = pool.queue.ack_batch(results.collect());
+        let outcomes = contained(async { Ok(asked.await) }).await.unwrap_or_default();
+        let missing = || Err(LaneError::QueueError("the queue gave no answer".to_owned()));
         let outcomes = outcomes.into_iter().chain(std::iter::repeat_with(missing));
         again.extend(acked.into_iter().zip(outcomes).filter_map(|(told, outcome)| settled(pool, told, outcome)));
     }
@@ -224,10 +225,13 @@ async fn dead_letter(
 
 /// Itself, if it is to be told again.
 fn settled(pool: &Pool, told: Told, outcome: Result<AckOutcome>) -> Option<Told> {
-    let is_transient =
-        matches!(&outcome, Err(LaneError::Distributed(error)) if error.is_transient()) && told.held.is_leased();
+    let is_transient = match &outcome {
+        Err(LaneError::Distributed(error)) => error.is_transient(),
+        Err(LaneError::Panicked(_) | LaneError::QueueError(_)) => true,
+        _ => false,
+    };
     // Until its lease is lost, which ends it.
-    if is_transient {
+    if is_transient && told.held.is_leased() {
         return Some(told);
     }
     pool.is_over(told, &outcome);
