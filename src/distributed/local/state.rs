@@ -623,7 +623,10 @@ impl State {
         let fingerprint = entry.envelope.fingerprint();
         let id = entry.envelope.id;
         self.ids.remove(&id);
-        if let Some(key) = entry.options.idempotency_key {
+        // Other work may have its key, if it was given up in between.
+        if let Some(key) = entry.options.idempotency_key
+            && self.keys.get(&key).is_some_and(|keyed| keyed.command_id == id)
+        {
             self.memories.insert((now.plus(self.window), Memory::Key(key)));
         }
         self.memories.insert((now.plus(ID_MEMORY), Memory::Ended(id.clone())));
