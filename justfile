@@ -33,6 +33,11 @@ faults-deep:
 torture CYCLES="2000":
     CORELANE_TORTURE_CYCLES={{CYCLES}} cargo test --test torture
 
+# Faults of servers, workers and connections, for each backend that is installed: `just faults-backends`, or with another number;
+# the seeds of a run are printed
+faults-backends CYCLES="500":
+    CORELANE_FAULTS_CYCLES={{CYCLES}} cargo test --all-features --test backends survives_faults -- --nocapture --test-threads=1
+
 # The contract without the tokio shim
 test-no-default:
     cargo test --no-default-features --lib --test contract

@@ -30,17 +30,27 @@ mod trace;
 #[path = "../loom-tests/mod.rs"]
 mod loom_tests;
 
+#[cfg(feature = "nats")]
+pub use adapters::nats::{NatsDistributedQueue, NatsOptions};
 #[cfg(feature = "otel")]
 pub use adapters::otel::{
     OtelMetricsBackend, OtelTracer, OtlpEndpoint, OtlpError, OtlpExporter, OtlpExporterBuilder, OtlpHistograms,
     OtlpStats, TraceParent,
 };
+#[cfg(feature = "postgres")]
+pub use adapters::postgres::PostgresDistributedQueue;
 #[cfg(feature = "prometheus")]
 pub use adapters::prometheus::{PrometheusEndpoint, PrometheusExporter};
 #[cfg(feature = "redb")]
 pub use adapters::redb::{LocalStorage, LocalStorageBuilder};
+#[cfg(feature = "redis")]
+pub use adapters::redis::RedisDistributedQueue;
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+pub use adapters::remote::RemoteOptions;
+#[cfg(any(feature = "alert-sinks", feature = "nats", feature = "postgres", feature = "redis"))]
+pub use adapters::secret::Secret;
 #[cfg(feature = "alert-sinks")]
-pub use adapters::sinks::{AlertmanagerSink, PagerDutySink, Secret, SinkBuilder, SlackSink, WebhookSink};
+pub use adapters::sinks::{AlertmanagerSink, PagerDutySink, SinkBuilder, SlackSink, WebhookSink};
 pub use alert::{
     Alert, AlertCallback, AlertCondition, AlertDeliveryStats, AlertLevel, AlertManager, AlertMatcher, AlertRule,
     AlertSink, AlertStatus, AlertThreshold, LatencyAlertConfig, Notification, QueueDepthAlertConfig, Silence,

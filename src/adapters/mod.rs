@@ -2,12 +2,22 @@
 
 #[cfg(any(feature = "alert-sinks", feature = "otel"))]
 mod http;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 #[cfg(feature = "otel")]
 pub(crate) mod otel;
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
 #[cfg(feature = "prometheus")]
 pub(crate) mod prometheus;
 #[cfg(feature = "redb")]
 pub(crate) mod redb;
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+pub(crate) mod remote;
+#[cfg(any(feature = "alert-sinks", feature = "nats", feature = "postgres", feature = "redis"))]
+pub(crate) mod secret;
 #[cfg(feature = "alert-sinks")]
 pub(crate) mod sinks;
 #[cfg(feature = "tokio")]

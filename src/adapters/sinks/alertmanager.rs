@@ -8,9 +8,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::http::Client;
-use super::secret::Secret;
 use super::settings::{self, MESSAGE_CHARS, NAME_BYTES, SinkBuilder};
 use super::text;
+use crate::adapters::secret::Secret;
 use crate::alert::{AlertLevel, AlertSink, AlertStatus, Notification, SinkError};
 use crate::clock;
 use crate::error::ConfigErrors;

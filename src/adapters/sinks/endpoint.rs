@@ -2,8 +2,8 @@
 
 use ureq::http::Uri;
 
-use super::secret::REDACTED;
 use crate::adapters::http;
+use crate::adapters::secret::REDACTED;
 
 /// Parts of an address that are shorter are not secrets: `https`, `services`, `v2`.
 const SECRET_FROM: usize = 8;

@@ -5,9 +5,9 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
-use super::secret::REDACTED;
 use super::text;
 use crate::adapters::http;
+use crate::adapters::secret::REDACTED;
 use crate::alert::SinkError;
 
 /// What is read of an answer, and what is told of it.

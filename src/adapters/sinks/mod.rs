@@ -8,7 +8,6 @@ mod alertmanager;
 mod endpoint;
 mod http;
 mod pager_duty;
-mod secret;
 mod settings;
 mod slack;
 mod text;
@@ -16,7 +15,6 @@ mod webhook;
 
 pub use alertmanager::AlertmanagerSink;
 pub use pager_duty::PagerDutySink;
-pub use secret::Secret;
 pub use settings::SinkBuilder;
 pub use slack::SlackSink;
 pub use webhook::WebhookSink;

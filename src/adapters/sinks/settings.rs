@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::http::{Client, Post};
-use super::secret::Secret;
 use super::text;
+use crate::adapters::secret::Secret;
 use crate::alert::{Notification, SinkError};
 use crate::error::ConfigErrors;
 

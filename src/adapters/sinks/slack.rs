@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::http::Client;
-use super::secret::Secret;
 use super::settings::{self, MESSAGE_CHARS, SinkBuilder};
 use super::text;
+use crate::adapters::secret::Secret;
 use crate::alert::{AlertLevel, AlertSink, AlertStatus, Notification, SinkError};
 use crate::error::ConfigErrors;
 

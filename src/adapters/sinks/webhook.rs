@@ -9,9 +9,9 @@ use ring::hmac::{self, HMAC_SHA256, Key};
 use serde_json::json;
 
 use super::http::Client;
-use super::secret::Secret;
 use super::settings::{self, MESSAGE_CHARS, NAME_BYTES, SinkBuilder};
 use super::text;
+use crate::adapters::secret::Secret;
 use crate::alert::{AlertSink, AlertStatus, Notification, SinkError};
 use crate::clock;
 use crate::error::ConfigErrors;

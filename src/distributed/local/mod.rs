@@ -408,7 +408,7 @@ impl DistributedQueue for LocalDistributedQueue {
 
 impl GlobalLimits {
     /// Whether they make sense; the limiter that they ask for.
-    fn check(&self) -> Result<Option<RateLimiter>> {
+    pub(crate) fn check(&self) -> Result<Option<RateLimiter>> {
         let mut errors = ConfigErrors::default();
         if self.max_leased == Some(0) {
             errors.push("limits.max_leased", 0, "use at least 1: with 0 nothing would ever run");

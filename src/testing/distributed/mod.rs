@@ -172,7 +172,7 @@ struct World {
 impl World {
     fn new(open: Opener, name: &str) -> Self {
         let id = uuid::Uuid::now_v7().simple().to_string();
-        let name: String = name.rsplit("::").next().unwrap_or_default().replace('_', "-").chars().take(24).collect();
+        let name: String = name.rsplit("::").next().unwrap_or_default().replace('_', "-").chars().take(20).collect();
         let namespace = format!("{}-{}", name.trim_end_matches('-'), &id[16..]);
         Self { open, namespace, partitions: PartitionConfig::none(), lease: LONG }
     }

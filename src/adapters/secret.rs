@@ -13,11 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const MAX_BYTES: u64 = 64 << 10;
 
 /// Stands for a secret wherever one would be shown.
-pub(super) const REDACTED: &str = "[redacted]";
+pub(crate) const REDACTED: &str = "[redacted]";
 
 /// A key, a token, or an address that nobody else may know: given as a value, or by where it is.
 ///
-/// An environment variable or a file is read when a sink is built, which fails if it is not there, and again at each delivery:
+/// An environment variable or a file is read when a sink is built or a connection made, which fails if it is not there, and again each time it is used:
 /// a file may be replaced while the process runs (rename the new one over it). Line ends at its end are not part of it.
 ///
 /// [`Debug`](fmt::Debug), [`Display`](fmt::Display) and [`Serialize`] show where it comes from, never what it is. What is sent
@@ -63,7 +63,7 @@ impl Secret {
     }
 
     /// The secret, as it is now; or what keeps it from being read, which may be shown.
-    pub(super) fn read(&self) -> Result<String, String> {
+    pub(crate) fn read(&self) -> Result<String, String> {
         let value = match &self.0 {
             Source::Value(value) => value.clone(),
             Source::Env(name) => env::var(name).map_err(|error| match error {

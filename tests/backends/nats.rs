@@ -1,0 +1,701 @@
+//! The queue in NATS JetStream.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use corelane::testing::distributed::Queue;
+use corelane::{
+    AckOutcome, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, DistributedError, DistributedHealth,
+    DistributedQueue, Durability, EnqueueOptions, LaneError, LeaseToken, Leased, Nack, NatsDistributedQueue,
+    NatsOptions, PartitionConfig, RemoteOptions, Result, Support,
+};
+use futures::executor::block_on;
+use serde_json::{Value, json};
+
+use crate::conforms;
+use crate::servers::nats::Nats;
+use crate::servers::{Place, Server, find, free_port, started};
+
+async fn open(options: RemoteOptions) -> Result<Queue> {
+    Ok(Arc::new(NatsDistributedQueue::connect(options).await?))
+}
+
+#[test]
+fn the_suite_is_passed() {
+    conforms::<Nats, _>(open);
+}
+
+/// A queue of a server, with leases of a minute.
+fn queue(server: &Nats) -> NatsDistributedQueue {
+    connect(RemoteOptions::new(server.url()).lease(Duration::from_secs(60)))
+}
+
+fn connect(options: impl Into<NatsOptions>) -> NatsDistributedQueue {
+    block_on(NatsDistributedQueue::connect(options)).unwrap_or_else(|error| panic!("it does not connect: {error}"))
+}
+
+#[track_caller]
+fn refusal(options: impl Into<NatsOptions>) -> DistributedError {
+    match block_on(NatsDistributedQueue::connect(options)) {
+        Err(LaneError::Distributed(error)) => error,
+        other => panic!("it was to be refused, and is {other:?}"),
+    }
+}
+
+fn envelope(number: impl Into<Value>) -> CommandEnvelope {
+    CommandEnvelope::new("sample", "query", number.into())
+}
+
+fn put(queue: &NatsDistributedQueue, number: impl Into<Value>) -> String {
+    let sent = envelope(number);
+    block_on(queue.enqueue(sent.clone())).expect("it is accepted");
+    sent.id
+}
+
+fn take(queue: &NatsDistributedQueue, max: usize) -> Vec<Leased> {
+    block_on(queue.dequeue_leased(0, Claim::new(max).lease(Duration::from_secs(60)))).expect("commands can be taken")
+}
+
+fn take_within(queue: &NatsDistributedQueue, lease: Duration, wait: Duration) -> Option<Leased> {
+    let claim = Claim::new(1).lease(lease).wait(wait);
+    block_on(queue.dequeue_leased(0, claim)).expect("commands can be taken").pop()
+}
+
+fn done(token: &LeaseToken) -> CommandResult {
+    CommandResult {
+        command_id: token.command_id().to_owned(),
+        result: Ok(json!("done")),
+        worker_id: "a worker".to_owned(),
+        duration_ms: 7,
+    }
+}
+
+fn ack(queue: &NatsDistributedQueue, token: &LeaseToken) -> AckOutcome {
+    block_on(queue.ack(token, done(token))).expect("it can be acknowledged")
+}
+
+/// Does something with the server that no queue does.
+fn with_client<T>(server: &Nats, work: impl AsyncFnOnce(async_nats::Client) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { work(async_nats::connect(server.url()).await.expect("it connects")).await })
+}
+
+/// What a stream has, by subject.
+fn records(server: &Nats, stream: &str) -> Vec<(String, Vec<u8>)> {
+    let stream = stream.to_owned();
+    with_client(server, async move |client| {
+        let jetstream = async_nats::jetstream::new(client);
+        let mut stream = jetstream.get_stream(stream).await.expect("it is there");
+        let state = stream.info().await.expect("it can be asked").state.clone();
+        let mut records = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                records.push((message.subject.to_string(), message.payload.to_vec()));
+            }
+        }
+        records
+    })
+}
+
+/// Puts a record into a stream.
+fn publish(server: &Nats, subject: &str, body: impl Into<Vec<u8>>) {
+    let (subject, body) = (subject.to_owned(), body.into());
+    with_client(server, async move |client| {
+        let jetstream = async_nats::jetstream::new(client);
+        let stored = jetstream.publish(subject, body.into()).await.expect("it can be sent");
+        stored.await.expect("it is stored");
+    });
+}
+
+/// Changes the state of a command, as the queue never would.
+fn change_state(server: &Nats, id: &str, change: impl FnOnce(&mut Value)) {
+    let subject = format!("$KV.corelane-state.c.{id}");
+    let records = records(server, "KV_corelane-state");
+    let (_, body) = records.into_iter().find(|(of, _)| *of == subject).expect("its state is there");
+    let mut state = serde_json::from_slice(&body).expect("it is JSON");
+    change(&mut state);
+    publish(server, &subject, state.to_string());
+}
+
+/// Names of what the register has, but for the queue's own records.
+fn states(server: &Nats) -> Vec<String> {
+    let own = ["$KV.corelane-state.queue", "$KV.corelane-state.clock"];
+    let subjects = records(server, "KV_corelane-state").into_iter().map(|(subject, _)| subject);
+    subjects.filter(|subject| !own.contains(&subject.as_str())).collect()
+}
+
+#[test]
+fn capabilities_say_what_the_installed_version_can_and_can_not() {
+    let Some(server) = started::<Nats>() else { return };
+    let can = queue(&server).capabilities();
+    assert_eq!((can.durability, can.fencing, can.order), (Durability::Relaxed, Support::Exact, Support::BestEffort));
+    assert_eq!((can.global_concurrency, can.global_rate), (Support::None, Support::None));
+    let notes = can.notes.join("\n");
+    for word in ["nats-server 2.", "sync_interval", "order:", "limits to all workers together:"] {
+        assert!(notes.contains(word), "{word} is not in:\n{notes}");
+    }
+    let told = connect(NatsOptions::new(server.url()).sync_always());
+    assert_eq!(told.capabilities().durability, Durability::Synced);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_unavailable_in_time() {
+    let port = free_port();
+    let begun = Instant::now();
+    let options = RemoteOptions::new(format!("nats://u:canary-7f3a@127.0.0.1:{port}"));
+    let error = refusal(options.connect_timeout(Duration::from_millis(700)));
+    assert!(matches!(&error, DistributedError::Unavailable { server, .. } if server.contains(&port.to_string())));
+    assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "after {:?}", begun.elapsed());
+}
+
+#[test]
+fn wrong_credentials_are_refused_without_showing_them() {
+    if started::<Nats>().is_none() {
+        return;
+    }
+    let server = Nats::start_with(&["--user", "worker", "--pass", "right@1"], true);
+    let at = |credentials: &str| RemoteOptions::new(server.url().replace("//", &format!("//{credentials}@")));
+    for wrong in ["worker:canary-7f3a", "canary-7f3a"] {
+        let error = refusal(at(wrong));
+        assert!(matches!(error, DistributedError::Refused { .. }), "{error:?}");
+        assert!(!format!("{error} {error:?} {:?}", at(wrong)).contains("canary"), "{error:?}");
+    }
+    assert!(matches!(refusal(server.url().as_str()), DistributedError::Refused { .. }), "without any");
+    let queue = connect(at("worker:right%401"));
+    put(&queue, 1);
+    assert!(!format!("{queue:?}").contains("right"), "{queue:?}");
+}
+
+/// A configuration file in a folder of its own.
+fn configured(text: &str) -> (Place, PathBuf) {
+    let place = Place::new("nats-conf");
+    let path = place.0.join("nats.conf");
+    fs::write(&path, text).expect("a file can be written");
+    (place, path)
+}
+
+#[test]
+fn a_user_who_may_not_do_it_is_refused() {
+    if started::<Nats>().is_none() {
+        return;
+    }
+    let text =
+        r#"authorization { users = [ { user: worker, password: canary-7f3a, permissions: { publish: "none" } } ] }"#;
+    let (_place, path) = configured(text);
+    let server = Nats::start_with(&["-c", path.to_str().expect("it is UTF-8")], true);
+    let url = server.url().replace("//", "//worker:canary-7f3a@");
+    let error = refusal(RemoteOptions::new(url).call_timeout(Duration::from_secs(1)));
+    assert!(matches!(error, DistributedError::Refused { .. }), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+}
+
+#[test]
+fn a_server_without_jetstream_is_unsuitable() {
+    if started::<Nats>().is_none() {
+        return;
+    }
+    let server = Nats::start_with(&[], false);
+    let error = refusal(server.url().as_str());
+    assert!(matches!(&error, DistributedError::Unsuitable { problem, .. } if problem.contains("-js")), "{error:?}");
+}
+
+#[test]
+fn more_replicas_than_servers_are_unsuitable() {
+    let Some(server) = started::<Nats>() else { return };
+    let error = refusal(NatsOptions::new(server.url()).replicas(3));
+    assert!(matches!(error, DistributedError::Unsuitable { .. }), "{error:?}");
+}
+
+#[test]
+fn all_that_is_wrong_with_options_is_said_before_anything_is_sent() {
+    let open = |options: NatsOptions| block_on(NatsDistributedQueue::connect(options));
+    let plain = open("nats://user:canary-7f3a@queue.example.com".into());
+    let Err(LaneError::ConfigError(errors)) = plain else { panic!("{plain:?}") };
+    assert!(!errors.to_string().contains("canary"), "{errors}");
+    let replicas = open(NatsOptions::new("nats://localhost:1").replicas(2));
+    assert!(matches!(replicas, Err(LaneError::ConfigError(_))), "{replicas:?}");
+    let roots = RemoteOptions::new("tls://localhost:1").root_certificates("no certificate");
+    assert!(matches!(open(roots.into()), Err(LaneError::ConfigError(_))));
+}
+
+#[test]
+fn another_number_of_partitions_is_refused() {
+    let Some(server) = started::<Nats>() else { return };
+    let of = |partitions| RemoteOptions::new(server.url()).partitions(PartitionConfig::hash(partitions));
+    let queue = connect(of(3));
+    assert_eq!(refusal(of(4)), DistributedError::PartitionMismatch { stored: 3, given: 4 });
+    put(&queue, 1);
+}
+
+#[test]
+fn another_version_of_the_data_is_refused_and_left_as_it_is() {
+    let Some(server) = started::<Nats>() else { return };
+    drop(queue(&server));
+    let registry = r#"{"format":9,"things":[]}"#;
+    publish(&server, "$KV.corelane-state.queue", registry);
+    let error = refusal(server.url().as_str());
+    assert!(matches!(&error, DistributedError::SchemaVersion { found, .. } if found == "9"), "{error:?}");
+    let left = records(&server, "KV_corelane-state").into_iter().find(|(of, _)| of.ends_with(".queue"));
+    assert_eq!(left.expect("it is there").1, registry.as_bytes());
+}
+
+#[test]
+fn a_payload_over_the_servers_limit_is_refused_before_it_is_sent() {
+    if started::<Nats>().is_none() {
+        return;
+    }
+    let (_place, path) = configured("max_payload: 128KB");
+    let server = Nats::start_with(&["-c", path.to_str().expect("it is UTF-8")], true);
+    let queue = queue(&server);
+    let limit = queue.capabilities().max_payload.expect("there is one");
+    assert!(limit < 128 << 10, "{limit}");
+    let send = |bytes: usize| block_on(queue.enqueue(envelope("x".repeat(bytes))));
+    match send(limit) {
+        Err(LaneError::Distributed(DistributedError::PayloadTooLarge { limit: named, .. })) => assert_eq!(named, limit),
+        other => panic!("{other:?}"),
+    }
+    send(limit - 500).expect("it is not too large");
+    // It also comes back, as a dead letter too.
+    let leased = take(&queue, 1).pop().expect("it is there");
+    let reason = DeadReason::Failed("\u{1}".repeat(100_000));
+    block_on(queue.dead_letter(&leased.token, reason)).expect("it can be given up");
+    let letters = block_on(queue.dead_letters(DeadPage::first(10))).expect("they can be read");
+    assert_eq!(letters.len(), 1);
+}
+
+#[test]
+fn what_is_delivered_for_the_first_time_is_first_in_first_out() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let commands = (0..300).map(|number| (envelope(number), EnqueueOptions::new())).collect();
+    for receipt in block_on(queue.enqueue_batch(commands)) {
+        receipt.expect("it is accepted");
+    }
+    for number in 300..310 {
+        put(&queue, number);
+    }
+    let mut got = Vec::new();
+    for max in [1, 2, 200, 1000] {
+        got.extend(take(&queue, max).into_iter().map(|leased| leased.envelope.payload));
+    }
+    assert_eq!(got, (0..310).map(Value::from).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_late_acknowledgement_changes_nothing_and_the_new_one_counts() {
+    let Some(server) = started::<Nats>() else { return };
+    let (slow, other) = (queue(&server), queue(&server));
+    let id = put(&slow, 1);
+    let short = Duration::from_millis(400);
+    let first = take_within(&slow, short, Duration::ZERO).expect("it is there");
+    let second = take_within(&other, Duration::from_secs(60), Duration::from_secs(10)).expect("it comes back");
+    assert_eq!((second.envelope.id.as_str(), second.delivery), (id.as_str(), 2));
+    // To the server, this is an acknowledgement of the same message.
+    assert_eq!(ack(&slow, &first.token), AckOutcome::LeaseLost);
+    with_client(&server, {
+        let delivery = first.token.handle().to_owned();
+        async |client| {
+            client.publish(delivery, "-NAK".into()).await.expect("it can be sent");
+            client.flush().await.expect("it is sent");
+        }
+    });
+    thread::sleep(Duration::from_millis(300));
+    assert!(take(&slow, 10).is_empty(), "the second one has it");
+    assert_eq!(ack(&other, &second.token), AckOutcome::Applied);
+    assert_eq!(ack(&slow, &first.token), AckOutcome::LeaseLost);
+}
+
+#[test]
+fn a_late_failure_leaves_no_result() {
+    let Some(server) = started::<Nats>() else { return };
+    let (slow, other) = (queue(&server), queue(&server));
+    let sent = envelope(1);
+    let options = EnqueueOptions::new().keep_result(Duration::from_secs(60));
+    block_on(slow.enqueue_with(sent.clone(), options)).expect("it is accepted");
+    let first = take_within(&slow, Duration::from_millis(300), Duration::ZERO).expect("it is there");
+    let second = take_within(&other, Duration::from_secs(60), Duration::from_secs(10)).expect("it comes back");
+    let failed = CommandResult { result: Err("late".to_owned()), ..done(&first.token) };
+    assert_eq!(block_on(slow.ack(&first.token, failed)).expect("it is answered"), AckOutcome::LeaseLost);
+    assert_eq!(block_on(slow.result(&sent.id, Duration::ZERO)).expect("it can be asked"), None);
+    assert_eq!(ack(&other, &second.token), AckOutcome::Applied);
+    assert!(block_on(slow.result(&sent.id, Duration::ZERO)).expect("it can be asked").is_some());
+}
+
+#[test]
+fn a_token_is_good_in_every_handle_and_what_one_extends_the_other_has() {
+    let Some(server) = started::<Nats>() else { return };
+    let (taker, other) = (queue(&server), queue(&server));
+    let id = put(&taker, 1);
+    assert_eq!(ack(&taker, &LeaseToken::new(id, 0, 0, "")), AckOutcome::LeaseLost, "one that was never given");
+    let leased = take_within(&taker, Duration::from_millis(500), Duration::ZERO).expect("it is there");
+    block_on(other.extend(&leased.token, Duration::from_secs(60))).expect("it has the lease");
+    thread::sleep(Duration::from_millis(700));
+    block_on(taker.extend(&leased.token, Duration::from_secs(60))).expect("it has it still");
+    assert_eq!(ack(&other, &leased.token), AckOutcome::Applied);
+    assert_eq!(ack(&taker, &leased.token), AckOutcome::AlreadyApplied);
+}
+
+#[test]
+fn what_goes_encrypted_is_for_the_server_whose_root_was_given() {
+    if started::<Nats>().is_none() {
+        return;
+    }
+    let Some(openssl) = find("openssl") else {
+        eprintln!("*** openssl is not installed: this test is LEFT OUT");
+        return;
+    };
+    let place = Place::new("nats-tls");
+    let (key, certificate) = (place.0.join("key.pem"), place.0.join("certificate.pem"));
+    let made = Command::new(openssl)
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl can be run");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (_conf, path) = configured(&format!("tls {{ cert_file: {certificate:?}, key_file: {key:?} }}"));
+    let server = Nats::start_with(&["-c", path.to_str().expect("it is UTF-8")], true);
+    let options =
+        || RemoteOptions::new(server.url().replace("nats://", "tls://")).connect_timeout(Duration::from_secs(1));
+    let queue = connect(options().root_certificates(fs::read(&certificate).expect("it is there")));
+    put(&queue, 1);
+    assert_eq!(take(&queue, 1).len(), 1);
+    let stranger = refusal(options());
+    assert!(
+        matches!(&stranger, DistributedError::Unavailable { cause, .. } if cause.contains("certificate")),
+        "{stranger:?}"
+    );
+}
+
+#[test]
+fn leases_of_any_length_are_given_whatever_the_consumers_is() {
+    let Some(server) = started::<Nats>() else { return };
+    // Its consumers deliver again after a second.
+    let quick = connect(RemoteOptions::new(server.url()).lease(Duration::from_millis(100)));
+    let slow = queue(&server);
+    put(&quick, 1);
+    let short = take_within(&quick, Duration::from_millis(300), Duration::ZERO).expect("it is there");
+    let begun = Instant::now();
+    let long = take_within(&slow, Duration::from_secs(3), Duration::from_secs(10)).expect("it comes back");
+    assert!(begun.elapsed() < Duration::from_millis(950), "after {:?}", begun.elapsed());
+    let begun = Instant::now();
+    block_on(slow.extend(&long.token, Duration::from_secs(4))).expect("it has the lease");
+    let again = take_within(&quick, Duration::from_secs(1), Duration::from_secs(10)).expect("it comes back");
+    assert!(begun.elapsed() >= Duration::from_millis(3990), "after {:?}", begun.elapsed());
+    assert!(again.token.fence() > long.token.fence() && long.token.fence() > short.token.fence());
+}
+
+#[test]
+fn what_is_empty_again_is_known_to_be_so_at_once() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    for number in 0..40 {
+        put(&queue, number);
+    }
+    for leased in (0..40).flat_map(|_| take(&queue, 1)) {
+        block_on(queue.extend(&leased.token, Duration::from_secs(60))).expect("it has the lease");
+        assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
+    }
+    let begun = Instant::now();
+    assert_eq!(block_on(queue.depth(0)).expect("it can be counted"), Default::default());
+    assert!(take(&queue, 40).is_empty());
+    assert!(take(&connect(server.url().as_str()), 40).is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
+}
+
+#[test]
+fn messages_that_were_removed_by_somebody_are_not_waited_for() {
+    let Some(server) = started::<Nats>() else { return };
+    let (queue, other) = (queue(&server), queue(&server));
+    for number in 0..3 {
+        put(&queue, number);
+    }
+    assert_eq!(take(&queue, 1).len(), 1);
+    with_client(&server, async |client| {
+        let stream = async_nats::jetstream::new(client).get_stream("corelane-q0").await.expect("it is there");
+        for sequence in [2, 3] {
+            stream.delete_message(sequence).await.expect("it can be removed");
+        }
+    });
+    let begun = Instant::now();
+    assert!(take(&queue, 10).is_empty() && take(&other, 10).is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(2), "after {:?}", begun.elapsed());
+    put(&queue, 3);
+    assert_eq!(take(&queue, 10).len(), 1);
+}
+
+#[test]
+fn nothing_is_left_of_what_has_ended() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    for number in 0..10 {
+        let options = EnqueueOptions::new().idempotency_key(format!("key {number}"));
+        block_on(queue.enqueue_with(envelope(number), options)).expect("it is accepted");
+    }
+    for (number, leased) in take(&queue, 10).into_iter().enumerate() {
+        if number % 2 == 0 {
+            assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
+        } else {
+            block_on(queue.dead_letter(&leased.token, DeadReason::Expired)).expect("it can be given up");
+            assert!(block_on(queue.discard(leased.token.command_id())).expect("it can be discarded"));
+        }
+    }
+    assert_eq!(states(&server), [""; 0]);
+    assert_eq!(records(&server, "corelane-q0").len(), 0);
+    assert_eq!(records(&server, "corelane-dead").len(), 0);
+    assert_eq!(records(&server, "KV_corelane-ended").len(), 5);
+    assert_eq!(records(&server, "KV_corelane-keys").len(), 5);
+}
+
+#[test]
+fn what_was_accepted_half_is_finished_by_who_asks_again() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let options = || EnqueueOptions::new().idempotency_key("order-17");
+    let sent = envelope(1);
+    block_on(queue.enqueue_with(sent.clone(), options())).expect("it is accepted");
+    // As if its worker had died before it was published.
+    let purge = |server: &Nats| {
+        with_client(server, async |client| {
+            let stream = async_nats::jetstream::new(client).get_stream("corelane-q0").await.expect("it is there");
+            stream.purge().await.expect("it can be emptied");
+        });
+        // The server knows the id of the message for a while: another process would come later, or to another server.
+    };
+    purge(&server);
+    change_state(&server, &sent.id, |_| {});
+    assert!(take(&queue, 10).is_empty());
+    let receipt = block_on(queue.enqueue_with(envelope(1), options())).expect("it is known");
+    assert_eq!((receipt.command_id.as_str(), receipt.duplicate), (sent.id.as_str(), true));
+    assert_eq!(take(&queue, 10).len(), 1, "whoever has the key finishes it");
+}
+
+#[test]
+fn what_has_ended_half_is_finished_by_who_finds_it() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = put(&queue, 1);
+    let leased = take_within(&queue, Duration::from_millis(500), Duration::ZERO).expect("it is there");
+    // As if its worker had died between the end and what follows from it.
+    change_state(&server, &id, |state| {
+        state["standing"] = json!({ "is": "ended", "result": null });
+        state["settled"] = json!(leased.token.fence());
+    });
+    assert!(take_within(&queue, Duration::from_secs(60), Duration::from_secs(2)).is_none(), "it has ended");
+    assert_eq!((states(&server).len(), records(&server, "corelane-q0").len()), (0, 0));
+    assert_eq!(ack(&queue, &leased.token), AckOutcome::AlreadyApplied);
+}
+
+#[test]
+fn a_damaged_message_is_put_aside_as_it_is_and_the_rest_goes_on() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    put(&queue, 1);
+    let mut damaged = vec![0xff_u8; 700_000];
+    damaged[0] = b'{';
+    publish(&server, "corelane.corelane.q.0.0.someone", damaged.clone());
+    publish(&server, "corelane.corelane.q.0.0.other", r#"{"format":2,"envelope":{}}"#);
+    put(&queue, 2);
+    let got: Vec<_> = take(&queue, 10).into_iter().map(|leased| leased.envelope.payload).collect();
+    assert_eq!(got, [json!(1), json!(2)]);
+    let letters = block_on(queue.dead_letters(DeadPage::first(10))).expect("they can be read");
+    assert_eq!(letters.len(), 2);
+    let mut problems = String::new();
+    for letter in &letters {
+        assert!(matches!(letter.reason, DeadReason::Undecodable(_)), "{letter:?}");
+        write!(problems, "{} ", letter.reason.error()).expect("a string can be written to");
+    }
+    assert!(problems.contains("is damaged") && problems.contains("is of version 2"), "{problems}");
+    let raw = records(&server, "corelane-dead");
+    assert!(raw.iter().any(|(_, body)| *body == damaged), "it is kept as it is");
+    for letter in letters {
+        assert!(block_on(queue.discard(&letter.envelope.id)).expect("it can be discarded"));
+    }
+    assert_eq!(records(&server, "corelane-dead").len(), 0);
+}
+
+#[test]
+fn a_damaged_state_is_put_aside_with_its_message() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = put(&queue, 1);
+    publish(&server, &format!("$KV.corelane-state.c.{id}"), "{ not JSON");
+    put(&queue, 2);
+    let got: Vec<_> = take(&queue, 10).into_iter().map(|leased| leased.envelope.payload).collect();
+    assert_eq!(got, [json!(2)]);
+    let letters = block_on(queue.dead_letters(DeadPage::first(10))).expect("they can be read");
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].envelope.payload["text"].as_str().is_some_and(|text| text.contains(&id)), "{letters:?}");
+}
+
+#[test]
+fn a_message_whose_state_is_lost_is_done_again_rather_than_not() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = put(&queue, 1);
+    with_client(&server, {
+        let subject = format!("$KV.corelane-state.c.{id}");
+        async |client| {
+            let stream = async_nats::jetstream::new(client).get_stream("KV_corelane-state").await.expect("it is there");
+            stream.purge().filter(subject).await.expect("it can be removed");
+        }
+    });
+    let leased = take(&queue, 10).pop().expect("it is there");
+    assert_eq!((leased.envelope.id.as_str(), leased.delivery), (id.as_str(), 1));
+    assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
+}
+
+#[test]
+fn a_claim_that_nobody_waits_for_any_more_takes_nothing() {
+    let Some(server) = started::<Nats>() else { return };
+    let (queue, other) = (queue(&server), queue(&server));
+    put(&queue, 0);
+    assert_eq!(take(&queue, 1).len(), 1);
+    let claim = Claim::new(5).lease(Duration::from_secs(60)).wait(Duration::from_secs(60));
+    block_on(async {
+        let waiting = queue.dequeue_leased(0, claim);
+        let given_up = corelane::timeout(Duration::from_millis(300), waiting).await;
+        assert!(given_up.is_err(), "nothing was there");
+    });
+    thread::sleep(Duration::from_millis(100));
+    put(&other, 1);
+    assert!(take_within(&other, Duration::from_secs(60), Duration::from_secs(5)).is_some());
+}
+
+#[test]
+fn a_server_that_is_killed_and_comes_back_loses_nothing_acknowledged() {
+    let Some(mut server) = started::<Nats>() else { return };
+    let options =
+        || RemoteOptions::new(server.url()).lease(Duration::from_secs(2)).call_timeout(Duration::from_secs(20));
+    let (submitter, worker) = (connect(options()), connect(options()));
+    let submitting = thread::spawn(move || {
+        let mut accepted = BTreeSet::new();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(5) {
+            let sent = envelope(accepted.len());
+            block_on(submitter.enqueue(sent.clone())).expect("it is accepted, before or after");
+            accepted.insert(sent.id);
+        }
+        accepted
+    });
+    let working = thread::spawn(move || {
+        let (mut seen, mut ended) = (BTreeSet::new(), BTreeSet::new());
+        let mut quiet = Instant::now();
+        while quiet.elapsed() < Duration::from_secs(5) {
+            let claim = Claim::new(8).lease(Duration::from_secs(2)).wait(Duration::from_millis(300));
+            let Ok(taken) = block_on(worker.dequeue_leased(0, claim)) else { continue };
+            for leased in taken {
+                quiet = Instant::now();
+                let id = leased.envelope.id.clone();
+                assert!(!ended.contains(&id), "{id} was acknowledged, and comes again");
+                seen.insert(id.clone());
+                match block_on(worker.ack(&leased.token, done(&leased.token))).expect("it can be acknowledged") {
+                    AckOutcome::Applied | AckOutcome::AlreadyApplied => _ = ended.insert(id),
+                    // Its lease has ended while the server was away.
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(worker.health(), DistributedHealth::Working);
+        (seen, ended)
+    });
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(900));
+        server.kill();
+        thread::sleep(Duration::from_millis(300));
+        server.restart();
+    }
+    let accepted = submitting.join().expect("the submitter goes on");
+    let (seen, ended) = working.join().expect("the worker goes on");
+    assert!(accepted.len() > 20, "only {} were accepted", accepted.len());
+    assert_eq!(seen, accepted, "all that was accepted, and nothing else");
+    assert_eq!(ended, accepted);
+    // What the server has brought back of what was acknowledged is not delivered, and goes.
+    let later = connect(RemoteOptions::new(server.url()));
+    for _ in 0..100 {
+        assert!(take(&later, 100).is_empty());
+    }
+    assert_eq!(records(&server, "corelane-q0").len(), 0);
+    let depth = block_on(later.depth(0)).expect("it can be counted");
+    assert_eq!((depth.ready, depth.delayed, depth.leased, depth.dead), (0, 0, 0, 0));
+}
+
+#[test]
+fn a_message_that_a_killed_server_brings_back_does_not_stand_in_the_way_of_a_replay() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = put(&queue, 1);
+    let (subject, old) = records(&server, "corelane-q0").pop().expect("it is there");
+    let leased = take(&queue, 1).pop().expect("it is there");
+    block_on(queue.dead_letter(&leased.token, DeadReason::Expired)).expect("it can be given up");
+    publish(&server, &subject, old);
+    assert!(block_on(queue.replay(&id)).expect("it can be replayed"));
+    let again = take(&queue, 10);
+    assert_eq!(again.iter().map(|leased| leased.envelope.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
+    assert_eq!(ack(&queue, &again[0].token), AckOutcome::Applied);
+    assert_eq!((states(&server).len(), records(&server, "corelane-q0").len()), (0, 0));
+}
+
+#[test]
+fn of_a_server_that_hangs_it_is_not_known_what_it_does_and_asking_again_does_it_once() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = connect(RemoteOptions::new(server.url()).call_timeout(Duration::from_millis(500)));
+    put(&queue, 0);
+    let leased = take(&queue, 1).pop().expect("it is there");
+    let sent = envelope(1);
+    server.hang();
+    let unknown = |result: Result<()>| match result {
+        Err(LaneError::Distributed(DistributedError::OutcomeUnknown { .. })) => {}
+        other => panic!("{other:?}"),
+    };
+    unknown(block_on(queue.enqueue(sent.clone())));
+    unknown(block_on(queue.ack(&leased.token, done(&leased.token))).map(drop));
+    assert!(block_on(queue.dequeue(0)).is_err());
+    server.go_on();
+    let again = block_on(queue.ack(&leased.token, done(&leased.token))).expect("it answers");
+    assert!(matches!(again, AckOutcome::Applied | AckOutcome::AlreadyApplied), "{again:?}");
+    block_on(queue.enqueue(sent.clone())).expect("it answers");
+    let taken = take_within(&queue, Duration::from_secs(60), Duration::from_secs(10)).expect("it is there");
+    assert_eq!(taken.envelope.id, sent.id);
+    assert_eq!(ack(&queue, &taken.token), AckOutcome::Applied);
+    assert!(take(&queue, 10).is_empty(), "once");
+}
+
+#[test]
+fn calls_to_a_server_that_is_gone_say_so_in_time() {
+    let Some(mut server) = started::<Nats>() else { return };
+    let url = server.url().replace("//", "//user:canary-7f3a@");
+    let queue = connect(RemoteOptions::new(url).call_timeout(Duration::from_millis(600)));
+    put(&queue, 1);
+    let leased = take(&queue, 1).pop().expect("it is there");
+    server.kill();
+    let begun = Instant::now();
+    let errors = [
+        block_on(queue.enqueue(envelope(2))).expect_err("nobody answers"),
+        block_on(queue.dequeue(0)).expect_err("nobody answers"),
+        block_on(queue.ack(&leased.token, done(&leased.token))).expect_err("nobody answers"),
+        block_on(queue.nack(&leased.token, Nack::Release)).expect_err("nobody answers"),
+        block_on(queue.extend(&leased.token, Duration::from_secs(1))).expect_err("nobody answers"),
+        block_on(queue.dead_letters(DeadPage::first(1))).expect_err("nobody answers"),
+        block_on(queue.depth(0)).expect_err("nobody answers"),
+    ];
+    assert!(begun.elapsed() < Duration::from_secs(8), "after {:?}", begun.elapsed());
+    for error in errors {
+        let LaneError::Distributed(error) = error else { panic!("{error:?}") };
+        assert!(error.is_transient(), "{error:?}");
+        assert!(!format!("{error} {error:?} {queue:?}").contains("canary"), "{error:?}");
+    }
+    assert!(matches!(queue.health(), DistributedHealth::Reconnecting { .. }), "{:?}", queue.health());
+    block_on(queue.close(Duration::from_millis(200))).expect_err("it can not be told");
+    server.restart();
+}

@@ -1,0 +1,87 @@
+//! nats-server with JetStream.
+
+use std::path::Path;
+use std::process::{Child, Command};
+
+use super::{Place, Server, find, free_port, spawn, wait_for_port};
+
+pub(crate) struct Nats {
+    place: Place,
+    port: u16,
+    more: Vec<String>,
+    jetstream: bool,
+    child: Child,
+}
+
+impl Nats {
+    /// With more arguments, and JetStream or not.
+    pub(crate) fn start_with(more: &[&str], jetstream: bool) -> Self {
+        let place = Place::new("nats");
+        let port = free_port();
+        let more: Vec<String> = more.iter().map(|&word| word.to_owned()).collect();
+        let child = run(&place.0, port, &more, jetstream);
+        Self { place, port, more, jetstream, child }
+    }
+
+    /// It hangs: connected, and answering nothing.
+    pub(crate) fn hang(&self) {
+        self.signal("-STOP");
+    }
+
+    /// It goes on.
+    pub(crate) fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill can be run").success(), "{signal} can be sent");
+    }
+}
+
+impl Server for Nats {
+    const NAME: &'static str = "NATS";
+    const PROGRAM: &'static str = "nats-server";
+
+    fn start() -> Self {
+        Self::start_with(&[], true)
+    }
+
+    fn url_at(&self, port: u16) -> String {
+        format!("nats://127.0.0.1:{port}")
+    }
+
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn kill(&mut self) {
+        // An error: it has ended already.
+        let _ = self.child.kill();
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    fn restart(&mut self) {
+        self.kill();
+        self.child = run(&self.place.0, self.port, &self.more, self.jetstream);
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn run(place: &Path, port: u16, more: &[String], jetstream: bool) -> Child {
+    let program = find("nats-server").expect("it is installed");
+    let log = place.join("log");
+    let mut command = Command::new(program);
+    command.args(["-a", "127.0.0.1", "-p", &port.to_string()]).args(more);
+    if jetstream {
+        command.arg("-js").arg("-sd").arg(place.join("data"));
+    }
+    let mut child = spawn(&mut command, &log);
+    wait_for_port(port, &mut child, &log);
+    child
+}
