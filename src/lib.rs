@@ -6,6 +6,9 @@ pub mod guarantees {}
 #[doc = include_str!("../docs/observability.md")]
 pub mod observability {}
 
+#[doc = include_str!("../docs/distributed.md")]
+pub mod distributed_queues {}
+
 mod adapters;
 mod alert;
 mod clock;
