@@ -258,22 +258,24 @@ impl Shared {
         let home = runnable.metadata().home();
         let taker = |local: &&Local| local.takes(priority);
         Local::with_current(self, |local| {
-            if let Some(home) = home.filter(|home| local.is_none_or(|local| !local.is_at(*home))) {
-                // As in `push`.
-                self.begin_use();
-                self.push_home(home, priority, runnable);
-                self.end_use();
-                return;
-            }
-            match local.filter(taker).map(|local| (local, local.worker_to_spread_to())) {
-                Some((_, Some(other))) => {
+            // Only what has no home is spread.
+            match (local.filter(taker), home) {
+                (Some(local), Some(home)) if local.is_at(home) => local.push_woken(priority, runnable),
+                (_, Some(home)) => {
                     // As in `push`.
                     self.begin_use();
-                    self.push_to(other, priority, runnable);
+                    self.push_home(home, priority, runnable);
                     self.end_use();
                 }
-                Some((local, None)) => local.push_woken(priority, runnable),
-                None => self.push(priority, runnable),
+                (Some(local), None) => match local.worker_to_spread_to() {
+                    Some(other) => {
+                        self.begin_use();
+                        self.push_to(other, priority, runnable);
+                        self.end_use();
+                    }
+                    None => local.push_woken(priority, runnable),
+                },
+                (None, None) => self.push(priority, runnable),
             }
         });
     }

@@ -228,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_admitted_at_home_stays_there() {
+        let executor = Executor::without_threads(Shape::plain(2), Clock::virtual_time());
+        let workers = workers(&executor);
+        let _entered = workers[0].enter();
+        for _ in 0..100 {
+            let (runnable, _task) = make_at(&executor, 0);
+            crate::executor::schedule_admitted(runnable);
+        }
+        assert_eq!(executor.shared().queued_with(1), 0, "it was spread");
+        drop_all(&executor, &workers);
+    }
+
+    #[test]
     fn who_has_nothing_to_do_takes_a_task_from_its_home() {
         let executor = Executor::without_threads(Shape::plain(2), Clock::virtual_time());
         let workers = workers(&executor);
