@@ -183,8 +183,8 @@ impl EnqueueOptions {
         self
     }
 
-    /// Is given up, as [`DeadReason::Expired`](crate::DeadReason::Expired), if nobody has taken it within this time, by the same
-    /// clock. Default: never.
+    /// Is given up, as [`DeadReason::Expired`](crate::DeadReason::Expired), if it is not leased when this time is over, by the same
+    /// clock, or is given back after that. Default: never.
     pub fn expires_after(mut self, after: Duration) -> Self {
         self.expires_after = Some(after);
         self

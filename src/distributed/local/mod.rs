@@ -60,7 +60,7 @@ pub struct LocalDistributedQueue {
     shared: Arc<Shared>,
     worker_id: WorkerId,
     lease: Duration,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
 }
 
 struct Shared {
@@ -114,7 +114,7 @@ impl LocalDistributedQueue {
 
     fn of(shared: Arc<Shared>, lease: Duration) -> Self {
         let worker_id = format!("local-{}", uuid::Uuid::now_v7());
-        Self { shared, worker_id, lease, closed: AtomicBool::new(false) }
+        Self { shared, worker_id, lease, closed: Arc::default() }
     }
 
     /// Holds at most so many commands, dead letters not counted: more are refused as [`DistributedError::Full`]. Default: no limit.
@@ -169,8 +169,7 @@ impl LocalDistributedQueue {
     #[must_use]
     pub fn partition_receiver(&self, partition_id: PartitionId) -> Option<PartitionReceiver> {
         let there = partition_id < self.shared.config.num_partitions;
-        there
-            .then(|| PartitionReceiver::new(Arc::clone(&self.shared), self.worker_id.clone(), self.lease, partition_id))
+        there.then(|| PartitionReceiver::new(self.clone_handle(), partition_id))
     }
 
     /// Reads how commands have ended, of all workers; each is read once. Of those that nobody has read, the newest 1,000 are kept:
@@ -184,6 +183,38 @@ impl LocalDistributedQueue {
     #[must_use]
     pub fn result_sender(&self) -> ResultSender {
         ResultSender::new(Arc::clone(&self.shared))
+    }
+
+    /// This handle once more: with the same name, closed with it.
+    fn clone_handle(&self) -> Self {
+        let Self { shared, worker_id, lease, closed } = self;
+        Self { shared: Arc::clone(shared), worker_id: worker_id.clone(), lease: *lease, closed: Arc::clone(closed) }
+    }
+
+    /// Waits for commands as the claim says; none once the handle is closed.
+    async fn claim(&self, partition: PartitionId, claim: &Claim) -> Vec<Leased> {
+        let shared = &self.shared;
+        let give_up = now().plus(claim.wait);
+        loop {
+            // Listened before it is looked at: so what comes meanwhile is not missed.
+            let listener = shared.readied.listen();
+            let again = {
+                let mut state = shared.lock();
+                // Under the lock: what is taken before `close` has it is given back by that.
+                if self.open().is_err() || claim.max == 0 {
+                    return Vec::new();
+                }
+                let (taken, again) = state.claim(partition, claim, &self.worker_id, now());
+                if !taken.is_empty() {
+                    return taken;
+                }
+                again.into_iter().chain(state.next_time()).min().unwrap_or(Tick::NEVER)
+            };
+            if now() >= give_up {
+                return Vec::new();
+            }
+            until(listener, again.min(give_up)).await;
+        }
     }
 
     fn open(&self) -> Result<&Shared, DistributedError> {
@@ -205,26 +236,6 @@ impl Shared {
     fn check(&self, partition: PartitionId) -> Result<(), DistributedError> {
         let partitions = self.config.num_partitions;
         if partition < partitions { Ok(()) } else { Err(DistributedError::NoSuchPartition { partition, partitions }) }
-    }
-
-    async fn claim(&self, partition: PartitionId, claim: &Claim, worker: &WorkerId) -> Vec<Leased> {
-        let give_up = now().plus(claim.wait);
-        loop {
-            // Listened before it is looked at: so what comes meanwhile is not missed.
-            let listener = self.readied.listen();
-            let again = {
-                let mut state = self.lock();
-                let (taken, again) = state.claim(partition, claim, worker, now());
-                if !taken.is_empty() || claim.max == 0 {
-                    return taken;
-                }
-                again.into_iter().chain(state.next_time()).min().unwrap_or(Tick::NEVER)
-            };
-            if now() >= give_up {
-                return Vec::new();
-            }
-            until(listener, again.min(give_up)).await;
-        }
     }
 
     /// What the calls have in common that end a lease.
@@ -329,7 +340,7 @@ impl DistributedQueue for LocalDistributedQueue {
         let shared = self.open()?;
         shared.check(partition_id)?;
         check_lease(claim.lease)?;
-        Ok(shared.claim(partition_id, &claim, &self.worker_id).await)
+        Ok(self.claim(partition_id, &claim).await)
     }
 
     async fn extend(&self, token: &LeaseToken, lease: Duration) -> Result<()> {
@@ -399,8 +410,11 @@ impl DistributedQueue for LocalDistributedQueue {
     }
 
     async fn close(&self, _grace: Duration) -> Result<()> {
-        self.closed.store(true, Ordering::Relaxed);
-        self.shared.lock().release_all(&self.worker_id, now());
+        {
+            let mut state = self.shared.lock();
+            self.closed.store(true, Ordering::Relaxed);
+            state.release_all(&self.worker_id, now());
+        }
         self.shared.readied.notify(usize::MAX);
         Ok(())
     }

@@ -5,35 +5,32 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shared;
-use crate::distributed::{Claim, CommandEnvelope, CommandResult, WorkerId};
+use super::{LocalDistributedQueue, Shared};
+use crate::distributed::{Claim, CommandEnvelope, CommandResult};
 use crate::queue::PartitionId;
 
 /// Takes commands of one partition. From
 /// [`LocalDistributedQueue::partition_receiver`](crate::LocalDistributedQueue::partition_receiver).
-#[derive(Clone)]
 pub struct PartitionReceiver {
-    shared: Arc<Shared>,
-    worker_id: WorkerId,
-    lease: Duration,
+    queue: LocalDistributedQueue,
     partition: PartitionId,
 }
 
 impl PartitionReceiver {
-    pub(super) fn new(shared: Arc<Shared>, worker_id: WorkerId, lease: Duration, partition: PartitionId) -> Self {
-        Self { shared, worker_id, lease, partition }
+    pub(super) fn new(queue: LocalDistributedQueue, partition: PartitionId) -> Self {
+        Self { queue, partition }
     }
 
     /// Another handle: there is no lock, and so nothing to wait for. As the seed has it.
     #[allow(clippy::unused_async, reason = "the seed's receivers are behind an async mutex")]
     pub async fn lock(&self) -> Self {
-        self.clone()
+        Self::new(self.queue.clone_handle(), self.partition)
     }
 
-    /// Waits for the next command. Cancel-safe. Never none, as long as the queue is there.
+    /// Waits for the next command. Cancel-safe. None once its queue's handle is closed.
     pub async fn recv(&mut self) -> Option<CommandEnvelope> {
-        let claim = Claim::new(1).lease(self.lease).wait(Duration::MAX);
-        self.shared.claim(self.partition, &claim, &self.worker_id).await.pop().map(|leased| leased.envelope)
+        let claim = Claim::new(1).lease(self.queue.lease).wait(Duration::MAX);
+        self.queue.claim(self.partition, &claim).await.pop().map(|leased| leased.envelope)
     }
 }
 

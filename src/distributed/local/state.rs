@@ -34,11 +34,13 @@ pub(super) struct State {
     keys: HashMap<String, Keyed>,
     /// Ids of commands that are gone, for who asks again: an enqueue, or the last acknowledgement.
     ended: HashMap<String, Ended>,
-    results: HashMap<String, CommandResult>,
+    /// With the times until which they are kept.
+    results: HashMap<String, (CommandResult, Tick)>,
     /// What is to be forgotten.
     memories: BTreeSet<(Tick, Memory)>,
     limits: HashMap<LaneId, Limited>,
     unread: VecDeque<CommandResult>,
+    /// Also the last lease's fence.
     next: Number,
     /// Commands that are neither dead nor gone.
     alive: usize,
@@ -168,7 +170,7 @@ impl State {
                         self.partitions[entry.partition].delayed -= 1;
                         self.bury(number, DeadReason::Expired);
                     }
-                    // It was taken in time.
+                    // It was taken in time; once it is given back, it was not.
                     Standing::Leased { .. } | Standing::Dead(_) => {}
                 },
             }
@@ -179,7 +181,12 @@ impl State {
             match self.memories.pop_first() {
                 Some((_, Memory::Key(key))) => drop(self.keys.remove(&key)),
                 Some((_, Memory::Ended(id))) => drop(self.ended.remove(&id)),
-                Some((_, Memory::Result(id))) => drop(self.results.remove(&id)),
+                // A later end may have brought a later one.
+                Some((at, Memory::Result(id))) => {
+                    if self.results.get(&id).is_some_and(|(_, until)| *until <= at) {
+                        self.results.remove(&id);
+                    }
+                }
                 None => {}
             }
         }
@@ -334,7 +341,9 @@ impl State {
         self.unready(number);
         let entry = self.commands.get_mut(&number).expect("what is ready is here");
         let until = now.plus(lease);
-        entry.fence += 1;
+        // Higher than of any lease before, also of another command that had this id.
+        entry.fence = self.next;
+        self.next += 1;
         entry.deliveries += 1;
         entry.standing = Standing::Leased { until, worker: worker.clone() };
         let token = LeaseToken::new(entry.envelope.id.as_str(), entry.partition, entry.fence, "");
@@ -388,8 +397,9 @@ impl State {
         let Some(number) = self.settle(token) else { return self.stale(token) };
         let result = CommandResult { command_id: token.command_id().to_owned(), ..result };
         if let Some(time) = self.commands.get(&number).and_then(|entry| entry.options.keep_result) {
-            self.results.insert(result.command_id.clone(), result.clone());
-            self.memories.insert((now.plus(time), Memory::Result(result.command_id.clone())));
+            let until = now.plus(time);
+            self.results.insert(result.command_id.clone(), (result.clone(), until));
+            self.memories.insert((until, Memory::Result(result.command_id.clone())));
         }
         match &result.result {
             Ok(_) => self.remove(number, now),
@@ -412,7 +422,7 @@ impl State {
     }
 
     pub(super) fn result(&self, command_id: &str) -> Option<CommandResult> {
-        self.results.get(command_id).cloned()
+        self.results.get(command_id).map(|(result, _)| result.clone())
     }
 
     pub(super) fn nack(&mut self, token: &LeaseToken, nack: Nack, now: Tick) -> AckOutcome {
@@ -421,14 +431,14 @@ impl State {
         match nack {
             Nack::Release => {
                 entry.deliveries -= 1;
-                self.ready(number, now);
+                self.give_back(number, now);
             }
             Nack::RetryAfter { delay, error } => {
                 entry.envelope.retry_count = entry.envelope.retry_count.saturating_add(1);
                 if entry.deliveries >= entry.max_deliveries() {
                     self.bury(number, DeadReason::Failed(error));
-                } else if delay.is_zero() {
-                    self.ready(number, now);
+                } else if delay.is_zero() || entry.expires <= now {
+                    self.give_back(number, now);
                 } else {
                     self.delay(number, now.plus(delay), Some(error));
                 }
@@ -464,7 +474,7 @@ impl State {
             if let Some(entry) = self.commands.get_mut(&number) {
                 entry.deliveries -= 1;
             }
-            self.ready(number, now);
+            self.give_back(number, now);
         }
     }
 
@@ -583,7 +593,12 @@ impl State {
             self.bury(number, DeadReason::TooManyDeliveries);
             return false;
         }
-        if entry.expires <= now {
+        self.give_back(number, now)
+    }
+
+    /// It is not leased any more: ready again, if there is time left. Whether it is.
+    fn give_back(&mut self, number: Number, now: Tick) -> bool {
+        if self.commands.get(&number).is_some_and(|entry| entry.expires <= now) {
             self.bury(number, DeadReason::Expired);
             return false;
         }

@@ -25,6 +25,7 @@ checks! {
     what_nobody_took_in_time_expires if expires,
     what_was_taken_in_time_does_not_expire if expires,
     what_is_delayed_expires if expires,
+    what_is_given_back_after_its_time_expires if expires,
 }
 
 fn keeps(can: &Capabilities) -> bool {
@@ -240,5 +241,14 @@ async fn what_is_delayed_expires(world: World) {
     let options = EnqueueOptions::new().delay(Duration::from_secs(50)).expires_after(Duration::from_millis(200));
     let id = put_with(&queue, 1, options).await;
     super::sleep(Duration::from_millis(400)).await;
+    expires_unseen(&world, &queue, &id).await;
+}
+
+async fn what_is_given_back_after_its_time_expires(world: World) {
+    let queue = world.open().await;
+    let id = put_with(&queue, 1, EnqueueOptions::new().expires_after(Duration::from_secs(1))).await;
+    let leased = world.take_one(&queue).await;
+    super::sleep(Duration::from_millis(1300)).await;
+    super::release(&queue, &leased.token).await;
     expires_unseen(&world, &queue, &id).await;
 }

@@ -42,10 +42,15 @@ checks! {
     acknowledging_many_answers_for_each if fences,
     what_is_released_is_there_at_once if leases,
     seven_hundred_leases_at_a_time if leases,
+    a_token_of_another_command_of_the_same_id_is_no_good if forgets,
 }
 
 fn gives_up(can: &Capabilities) -> bool {
     can.leases && can.dead_letters
+}
+
+fn forgets(can: &Capabilities) -> bool {
+    fences(can) && can.dead_letters
 }
 
 /// A command that two have taken: the first one's lease has ended.
@@ -385,4 +390,20 @@ async fn seven_hundred_leases_at_a_time(world: World) {
         assert_eq!(outcome.unwrap(), AckOutcome::Applied);
     }
     world.nothing(&queue, "what was acknowledged").await;
+}
+
+/// What was discarded is forgotten, and its id may be used again: by a command that the old one's token does not lead to.
+async fn a_token_of_another_command_of_the_same_id_is_no_good(world: World) {
+    let queue = world.open().await;
+    let sent = super::envelope(1);
+    queue.enqueue(sent.clone()).await.unwrap();
+    let first = world.take_one(&queue).await;
+    queue.dead_letter(&first.token, DeadReason::Expired).await.unwrap();
+    assert!(queue.discard(&sent.id).await.unwrap());
+    queue.enqueue(sent).await.unwrap();
+    let second = world.take_one(&queue).await;
+    assert_eq!(first.envelope.id, second.envelope.id);
+    assert!(second.token.fence() > first.token.fence(), "{} after {}", second.token.fence(), first.token.fence());
+    assert_ne!(ack(&queue, &first.token).await, AckOutcome::Applied);
+    still_has(&world, &queue, &second).await;
 }

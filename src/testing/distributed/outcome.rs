@@ -35,6 +35,7 @@ checks! {
     closing_charges_nothing if leases,
     closing_leaves_others_alone if leases,
     a_closed_handle_says_so if leases,
+    a_handle_that_waits_takes_nothing_once_it_is_closed if leases,
     closing_twice_is_closing_once if always,
     health_is_known if leases,
 }
@@ -280,4 +281,22 @@ async fn health_is_known(world: World) {
     let queue = world.open().await;
     put(&queue, 1).await;
     assert_eq!(queue.health(), DistributedHealth::Working);
+}
+
+async fn a_handle_that_waits_takes_nothing_once_it_is_closed(world: World) {
+    let (queue, other) = (world.open().await, world.open().await);
+    let claim = world.claim(1).wait(Duration::from_secs(3));
+    let (taken, leased) = futures_lite::future::zip(queue.dequeue_leased(0, claim), async {
+        sleep(Duration::from_millis(300)).await;
+        queue.close(Duration::from_secs(5)).await.unwrap();
+        put(&other, 1).await;
+        world.take_one(&other).await
+    })
+    .await;
+    match taken {
+        Ok(taken) => assert!(taken.is_empty(), "it was taken by a closed handle"),
+        closed => assert_eq!(refusal(closed), DistributedError::Closed),
+    }
+    assert_eq!(leased.delivery, 1, "nobody had it before");
+    assert_eq!(ack(&other, &leased.token).await, AckOutcome::Applied);
 }
