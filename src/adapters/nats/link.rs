@@ -87,6 +87,8 @@ pub(super) mod number {
     pub(in super::super) const CONSUMER_NOT_FOUND: u32 = 10014;
     pub(in super::super) const NO_MESSAGE: u32 = 10037;
     pub(in super::super) const STREAM_EXISTS: u32 = 10058;
+    /// With the subjects of another stream.
+    pub(in super::super) const OVERLAP: u32 = 10065;
     /// More servers than there are, or not in a cluster.
     pub(in super::super) const TOO_FEW_SERVERS: [u32; 2] = [10005, 10074];
     pub(in super::super) const WRONG_LAST: [u32; 2] = [10071, 10164];

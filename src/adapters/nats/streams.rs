@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::core::{Core, read};
-use super::link::{Call, Written, number};
+use super::link::{Call, Refusal, Written, number};
 use super::record::{FORMAT, Place, Registry};
 use super::sweep::sweep;
 use crate::distributed::ID_MEMORY;
@@ -269,6 +269,10 @@ fn stream(core: &Core, name: &str, subjects: &str, more: Value) -> Value {
     config
 }
 
+/// How often, and after which time, it is looked again for a stream that somebody else is about to make.
+const OVERLAP_TRIES: u32 = 25;
+const OVERLAP_WAIT: Duration = Duration::from_millis(20);
+
 /// Makes a stream, or finds it: how long its records are kept.
 async fn make_stream(call: &Call, config: &Value) -> Result<Duration, DistributedError> {
     #[derive(Deserialize)]
@@ -281,12 +285,26 @@ async fn make_stream(call: &Call, config: &Value) -> Result<Duration, Distribute
         max_age: u64,
     }
     let name = config["name"].as_str().unwrap_or_default();
-    let info = match call.api::<Info>(&format!("STREAM.CREATE.{name}"), config).await? {
+    let mut left = OVERLAP_TRIES;
+    let info = loop {
+        let made = call.api::<Info>(&format!("STREAM.CREATE.{name}"), config).await?;
         // As somebody has made it, with other settings.
-        Err(refusal) if refusal.number == number::STREAM_EXISTS => {
-            call.api::<Info>(&format!("STREAM.INFO.{name}"), &Value::Null).await?
+        let is_there = |refusal: &Refusal| [number::STREAM_EXISTS, number::OVERLAP].contains(&refusal.number);
+        let Err(refusal) = made.as_ref().map(drop) else { break made };
+        if !is_there(refusal) {
+            break made;
         }
-        info => info,
+        let overlaps = refusal.number == number::OVERLAP;
+        let found = call.api::<Info>(&format!("STREAM.INFO.{name}"), &Value::Null).await?;
+        if found.is_ok() || !overlaps {
+            break found;
+        }
+        // Somebody else is about to make it: until then, it is another stream with the same subjects. Or it is another one.
+        left -= 1;
+        if left == 0 {
+            break made;
+        }
+        tokio::time::sleep(OVERLAP_WAIT).await;
     };
     Ok(Duration::from_nanos(info.map_err(|refusal| call.refused(&refusal))?.config.max_age))
 }
