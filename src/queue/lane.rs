@@ -445,6 +445,11 @@ impl Lane {
         self.core.settings.load().config.max_concurrency.saturating_sub(running + waiting)
     }
 
+    /// Whether it takes no more commands, ever: its queue stops.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.core.gate_status().closed
+    }
+
     /// Whether the lane's commands are stored by its queue.
     pub(crate) fn is_stored(&self) -> bool {
         self.is_durable()

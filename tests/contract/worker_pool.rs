@@ -38,9 +38,13 @@ fn local() -> Arc<LocalDistributedQueue> {
 }
 
 fn put(queue: &dyn DistributedQueue, lane: &str, what: Work) -> String {
+    block_on(put_async(queue, lane, what))
+}
+
+async fn put_async(queue: &dyn DistributedQueue, lane: &str, what: Work) -> String {
     let envelope = CommandEnvelope::of(lane, &what).unwrap();
     let id = envelope.id.clone();
-    block_on(queue.enqueue(envelope)).unwrap();
+    queue.enqueue(envelope).await.unwrap();
     id
 }
 
@@ -51,6 +55,8 @@ enum Work {
     /// Fails until its process has seen so many attempts.
     FailFirst(u32),
     Fail,
+    /// Says what a command that is cancelled results in, of itself.
+    SayCancelled,
     Panic,
     Sleep(Duration),
     /// Keeps its worker from everything else.
@@ -87,6 +93,7 @@ impl DurableCommand for Work {
             Self::Return(value) => Ok(*value),
             Self::FailFirst(attempts) if attempt > *attempts => Ok(u64::from(attempt)),
             Self::FailFirst(_) | Self::Fail => Err(LaneError::CommandError("not now".into())),
+            Self::SayCancelled => Err(LaneError::Cancelled { started: true }),
             Self::Panic => panic!("wanted"),
             Self::Sleep(time) => {
                 let unless_done = NotesDrop(id);
@@ -387,6 +394,7 @@ struct Trouble {
     /// So many acknowledgements are not heard of.
     acks_that_fail: AtomicU32,
     claims_that_fail: AtomicU32,
+    results_are_too_large: AtomicBool,
     panics: AtomicBool,
 }
 
@@ -464,6 +472,9 @@ impl DistributedQueue for Watched {
 
     async fn ack(&self, token: &LeaseToken, result: CommandResult) -> Result<AckOutcome> {
         self.may_panic();
+        if self.trouble.results_are_too_large.load(Ordering::SeqCst) && result.result.is_ok() {
+            return Err(DistributedError::PayloadTooLarge { size: 9, limit: 8 }.into());
+        }
         let outcome = self.inner.ack(token, result).await;
         // It was done, and the answer is lost.
         if takes_one(&self.trouble.acks_that_fail) { Err(unknown()) } else { outcome }
@@ -529,6 +540,105 @@ fn an_acknowledgement_whose_outcome_is_unknown_is_made_again_and_counts_once() {
     let (_manager, mut pool) = pool_on(queue as _, 1, LaneConfig::new(0, 4));
     eventually("the queue knows", || pool.stats().completed == 1);
     assert_eq!((attempts(&id), pool.stats().claimed), (1, 1));
+    block_on(pool.shutdown());
+}
+
+#[test]
+fn a_result_that_the_queue_does_not_take_is_not_brought_by_running_again() {
+    let (inner, trouble, queue) = troubled();
+    trouble.results_are_too_large.store(true, Ordering::SeqCst);
+    let id = put(&*inner, "query", Work::Return(1));
+    let (_manager, mut pool) = pool_on(queue as _, 1, LaneConfig::new(0, 4));
+    eventually("the queue knows", || pool.stats().failed == 1);
+    assert_eq!(attempts(&id), 1);
+    assert_eq!(letters(&*inner)[0].1.error(), "its result has 9 bytes, and the queue takes 8");
+    block_on(pool.shutdown());
+}
+
+#[test]
+fn a_command_that_says_itself_that_it_was_cancelled_has_failed() {
+    let queue = local();
+    let id = put(&*queue, "query", Work::SayCancelled);
+    let (_manager, mut pool) = pool_on(Arc::clone(&queue) as _, 1, LaneConfig::new(0, 4));
+    eventually("the queue knows", || pool.stats().failed == 1);
+    assert_eq!((attempts(&id), letters(&*queue).len()), (1, 1));
+    block_on(pool.shutdown());
+}
+
+#[test]
+fn no_partition_is_left_out_where_a_lane_has_fewer_permits_than_there_are_partitions() {
+    for workers in [1, 2] {
+        for busy in 0..4 {
+            let queue = Arc::new(LocalDistributedQueue::new(PartitionConfig::round_robin(4)));
+            for number in 0..10 {
+                let envelope = CommandEnvelope::of("query", &Work::Return(number)).unwrap();
+                block_on(queue.enqueue(CommandEnvelope { partition_id: busy, ..envelope })).unwrap();
+            }
+            let (_manager, mut pool) = pool_on(Arc::clone(&queue) as _, workers, LaneConfig::new(0, 1));
+            let begun = Instant::now();
+            eventually("all have ended", || pool.stats().completed == 10);
+            assert!(begun.elapsed() < PATIENCE / 3, "partition {busy} had to wait: {:?}", begun.elapsed());
+            block_on(pool.shutdown());
+        }
+    }
+}
+
+#[test]
+fn a_lane_with_much_room_leaves_room_to_those_behind_it() {
+    let queue = local();
+    for _ in 0..300 {
+        put(&*queue, "behind", Work::Return(1));
+    }
+    let (wide, narrow) = (LaneConfig::new(0, 256), LaneConfig::new(0, 64));
+    let manager = manager_of(&executor(1), &[("wide", wide, 0), ("behind", narrow, 5)]);
+    let mut pool = WorkerPool::new(Arc::clone(&queue) as _);
+    pool.start_in_lanes(&manager, commands()).unwrap();
+    let watched = Instant::now();
+    eventually("all have ended", || pool.stats().completed == 300);
+    assert!(watched.elapsed() < PATIENCE / 3, "{:?}", watched.elapsed());
+    block_on(pool.shutdown());
+}
+
+#[test]
+fn a_pool_whose_executor_is_shut_down_takes_no_more_and_can_be_shut_down() {
+    let queue = local();
+    let executor = executor(2);
+    let manager = manager_of(&executor, &[("query", LaneConfig::new(0, 2), 2)]);
+    let mut pool = WorkerPool::new(Arc::clone(&queue) as _);
+    pool.start_in_lanes(&manager, commands()).unwrap();
+    let runs = put(&*queue, "query", Work::Sleep(Duration::from_millis(200)));
+    eventually("it has begun", || attempts(&runs) == 1);
+    block_on(async {
+        let shutdown = executor.shutdown(PATIENCE);
+        let put_more = async {
+            for _ in 0..50 {
+                sleep(Duration::from_millis(1)).await;
+                put_async(&*queue, "query", Work::Return(1)).await;
+            }
+        };
+        futures::join!(shutdown, put_more);
+    });
+    block_on(pool.shutdown());
+    let depth = block_on(queue.depth(0)).unwrap();
+    assert_eq!(
+        (depth.ready + depth.leased + usize::try_from(pool.stats().completed).unwrap() >= 49, depth.dead),
+        (true, 0)
+    );
+    assert_eq!(depth.leased, 0, "they are hidden for a lease: {depth:?}");
+}
+
+#[test]
+fn a_queue_that_can_not_choose_lanes_fills_them_all_the_same() {
+    let queue = Arc::new(Five::default());
+    for number in 0..20 {
+        let lane = if number % 2 == 0 { "query" } else { "other" };
+        block_on(queue.enqueue(CommandEnvelope::of(lane, &Work::Return(number)).unwrap())).unwrap();
+    }
+    let lanes = [("query", LaneConfig::new(0, 2), 2), ("other", LaneConfig::new(0, 2), 3)];
+    let manager = manager_of(&executor(1), &lanes);
+    let mut pool = WorkerPool::new(Arc::clone(&queue) as _);
+    pool.start_in_lanes(&manager, commands()).unwrap();
+    eventually("all have ended", || queue.completed.lock().unwrap().len() == 20);
     block_on(pool.shutdown());
 }
 
@@ -778,6 +888,12 @@ fn wrong_settings_are_said_all_at_once() {
         panic!("it is wrong")
     };
     assert_eq!(errors.problems()[0].path, "partitions");
+
+    let mut pool = WorkerPool::new(local() as _).with_lease(Duration::ZERO);
+    let Err(LaneError::ConfigError(errors)) = pool.start_in_lanes(&manager, self::commands()) else {
+        panic!("it is wrong")
+    };
+    assert_eq!(errors.problems()[0].path, "lease");
 
     let mut pool = WorkerPool::new(local() as _);
     pool.start_in_lanes(&manager, self::commands()).unwrap();

@@ -182,12 +182,10 @@ impl State {
                 Some((_, Memory::Key(key))) => drop(self.keys.remove(&key)),
                 Some((_, Memory::Ended(id))) => drop(self.ended.remove(&id)),
                 // A later end may have brought a later one.
-                Some((at, Memory::Result(id))) => {
-                    if self.results.get(&id).is_some_and(|(_, until)| *until <= at) {
-                        self.results.remove(&id);
-                    }
+                Some((at, Memory::Result(id))) if self.results.get(&id).is_some_and(|(_, until)| *until <= at) => {
+                    self.results.remove(&id);
                 }
-                None => {}
+                Some((_, Memory::Result(_))) | None => {}
             }
         }
         readied

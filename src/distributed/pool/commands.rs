@@ -14,7 +14,7 @@ use scoped_tls::scoped_thread_local;
 use serde_json::Value;
 
 use super::Function;
-use super::held::Gone;
+use super::held::Guard;
 use crate::distributed::{CommandEnvelope, Leased};
 use crate::error::{LaneError, Result};
 use crate::executor::{discard_panic, panic_message};
@@ -187,13 +187,15 @@ pub(super) struct Delivered {
     pub(super) command: Box<dyn Command>,
     pub(super) delivery: Arc<Delivery>,
     /// Dropped last.
-    pub(super) _gone: Gone,
+    pub(super) guard: Guard,
 }
 
 #[async_trait]
 impl Command for Delivered {
     async fn execute(&self) -> Result<Value> {
-        Within { delivery: &self.delivery, inner: self.command.execute() }.await
+        let result = Within { delivery: &self.delivery, inner: self.command.execute() }.await;
+        self.guard.returns(&result);
+        result
     }
 
     fn command_type(&self) -> &str {

@@ -37,12 +37,26 @@ pub(super) struct Held {
     /// The command is gone, and does nothing any more: later than its ticket says that it is cancelled.
     is_gone: AtomicBool,
     gone: Event,
+    /// Its last attempt has itself returned what a command that is cancelled results in.
+    returned_cancelled: AtomicBool,
 }
 
-/// Goes with the command.
-pub(super) struct Gone(Arc<Held>);
+/// Goes with the command, and sees what it returns.
+pub(super) struct Guard(Arc<Held>);
 
-impl Drop for Gone {
+impl Guard {
+    pub(super) fn returns(&self, result: &Result<Value>) {
+        let cancelled = result.as_ref().is_err_and(|error| is_cancelled(error.unmarked()));
+        self.0.returned_cancelled.store(cancelled, Ordering::Release);
+    }
+}
+
+/// What a command results in that its queue, or this pool, has cancelled.
+pub(super) const fn is_cancelled(error: &LaneError) -> bool {
+    matches!(error, LaneError::Cancelled { .. } | LaneError::Shed | LaneError::ShutdownInProgress)
+}
+
+impl Drop for Guard {
     fn drop(&mut self) {
         self.0.is_gone.store(true, Ordering::Release);
         self.0.gone.notify(usize::MAX);
@@ -61,6 +75,7 @@ impl Held {
             waits: AtomicWaker::new(),
             is_gone: AtomicBool::new(false),
             gone: Event::new(),
+            returned_cancelled: AtomicBool::new(false),
         })
     }
 
@@ -75,8 +90,13 @@ impl Held {
     }
 
     /// What says that the command is gone, once it is dropped.
-    pub(super) fn guard(self: &Arc<Self>) -> Gone {
-        Gone(Arc::clone(self))
+    pub(super) fn guard(self: &Arc<Self>) -> Guard {
+        Guard(Arc::clone(self))
+    }
+
+    /// Whether that the command is cancelled is its own word.
+    pub(super) fn has_returned_cancelled(&self) -> bool {
+        self.returned_cancelled.load(Ordering::Acquire)
     }
 
     /// Waits until the command is gone.

@@ -70,12 +70,34 @@ struct Pool {
     changed: Event,
     /// Partitions that are still served.
     serving: AtomicUsize,
+    /// The queue is told of ends.
+    telling: AtomicBool,
+}
+
+/// A command that was taken, and of which the queue is to be told. However it goes, it is counted out.
+struct InHand(Arc<Pool>);
+
+impl InHand {
+    fn new(pool: &Arc<Pool>) -> Self {
+        pool.counts.claimed.fetch_add(1, Ordering::Relaxed);
+        pool.counts.in_hand.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(pool))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.counts.in_hand.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify(usize::MAX);
+    }
 }
 
 /// Where commands run.
 enum Target {
     Lanes {
         commands: RemoteCommands,
+        /// Keeps the lanes' queue.
+        _queue: Arc<CommandQueue>,
     },
     /// All of them in one lane of its own, whatever lanes their envelopes name.
     Function {
@@ -207,7 +229,8 @@ impl WorkerPool {
             errors.push(format!("commands[{double:?}]"), double, "is given twice: give each type one constructor");
         }
         errors.into_result()?;
-        self.begin(queue.executor().clone(), Target::Lanes { commands }, lanes)
+        let executor = queue.executor().clone();
+        self.begin(executor, Target::Lanes { commands, _queue: queue }, lanes)
     }
 
     fn begin(&mut self, executor: Executor, target: Target, lanes: Vec<Lane>) -> Result<()> {
@@ -219,6 +242,14 @@ impl WorkerPool {
                 "partitions",
                 partition,
                 format!("use 0 to {}: the queue has {there}", there.saturating_sub(1)),
+            );
+        }
+        let longest = self.queue.capabilities().max_lease.unwrap_or(Duration::MAX);
+        if self.lease < Duration::from_millis(1) || self.lease > longest {
+            errors.push(
+                "lease",
+                self.lease,
+                format!("use 1 ms to {longest:?}, which is the longest that the queue gives"),
             );
         }
         errors.into_result()?;
@@ -235,6 +266,7 @@ impl WorkerPool {
             stopping: AtomicBool::new(false),
             changed: Event::new(),
             serving: AtomicUsize::new(partitions.len()),
+            telling: AtomicBool::new(true),
         });
         for partition in partitions {
             executor.spawn(0, serve::serve(Arc::clone(&pool), partition)).detach();
@@ -300,13 +332,14 @@ impl Pool {
         self.leases.cancel(|ticket| !ticket.has_started());
     }
 
-    /// Nothing is taken any more, and nothing is in hand.
+    /// Nothing is taken any more, and nothing is in hand; or nobody is there to tell the queue, since the executor is closed.
     async fn ended(&self) {
         loop {
             // Listened before it is looked at: so it is not missed.
             let listener = self.changed.listen();
             let serving = self.serving.load(Ordering::Acquire);
-            if serving == 0 && self.counts.in_hand.load(Ordering::Acquire) == 0 {
+            let is_done = serving == 0 && self.counts.in_hand.load(Ordering::Acquire) == 0;
+            if is_done || !self.telling.load(Ordering::Acquire) {
                 return;
             }
             listener.await;
