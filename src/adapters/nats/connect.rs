@@ -1,15 +1,16 @@
 //! How a connection is made: whom to trust, who we are, how often it is tried, and what an answer to that means.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio::sync::watch;
 
-use crate::adapters::remote::{Backoff, Settings};
+use crate::adapters::remote::{Backoff, RemoteOptions, Settings};
 use crate::clock::Tick;
 use crate::error::{ConfigErrors, DistributedError, Result};
 use crate::executor::now;
@@ -24,13 +25,6 @@ pub(super) struct Sight {
     pub(super) down: Option<String>,
     /// What the user may not do, as the server has said last, and when.
     pub(super) denied: Option<(Tick, String)>,
-}
-
-/// What the address says about us: never shown.
-enum Credentials {
-    None,
-    Token(String),
-    User(String, String),
 }
 
 /// The options of the client, all but what changes with each attempt.
@@ -73,9 +67,11 @@ fn unsuitable(settings: &Settings, problem: &str) -> DistributedError {
     DistributedError::Unsuitable { server: settings.server.to_string(), problem: problem.to_owned() }
 }
 
-/// Connects, trying again until the time for it is over. What the client sees later is told to `seen`.
+/// Connects, trying again until the time for it is over. What the client sees later is told to `seen`. Who we are is read from the
+/// address in `remote` at each attempt, also of later connections.
 pub(super) async fn connect(
     settings: &Settings,
+    remote: &RemoteOptions,
     tls: Option<rustls::ClientConfig>,
     seen: watch::Sender<Sight>,
 ) -> Result<Client, DistributedError> {
@@ -84,13 +80,14 @@ pub(super) async fn connect(
     let seen = Arc::new(seen);
     loop {
         let left = give_up.since(now());
-        let connecting = options(settings, tls.clone(), &seen).connection_timeout(left.max(Duration::from_millis(1)));
+        let connecting =
+            options(settings, remote, tls.clone(), &seen).connection_timeout(left.max(Duration::from_millis(1)));
         // The address without user and password: those go by the options.
         let connected = tokio::time::timeout(left, connecting.connect(settings.server.to_string())).await;
         let cause = match connected {
             Ok(Ok(client)) => return suitable(settings, client),
             Ok(Err(error)) => match error.kind() {
-                ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                ConnectErrorKind::AuthorizationViolation => {
                     let cause = "it does not know this user and password, or this token".to_owned();
                     return Err(DistributedError::Refused { server: settings.server.to_string(), cause });
                 }
@@ -106,8 +103,13 @@ pub(super) async fn connect(
     }
 }
 
-fn options(settings: &Settings, tls: Option<rustls::ClientConfig>, seen: &Arc<watch::Sender<Sight>>) -> ConnectOptions {
-    let seen = Arc::clone(seen);
+fn options(
+    settings: &Settings,
+    remote: &RemoteOptions,
+    tls: Option<rustls::ClientConfig>,
+    seen: &Arc<watch::Sender<Sight>>,
+) -> ConnectOptions {
+    let (seen, remote) = (Arc::clone(seen), remote.clone());
     let told = move |event: Event| {
         let seen = Arc::clone(&seen);
         async move {
@@ -128,17 +130,13 @@ fn options(settings: &Settings, tls: Option<rustls::ClientConfig>, seen: &Arc<wa
             }
         }
     };
-    let mut options = ConnectOptions::new()
+    let credentials = move |_nonce| ready(remote.url().map(|url| credentials(&url)).map_err(AuthError::new));
+    let mut options = ConnectOptions::with_auth_callback(credentials)
         .name(settings.worker_id.as_str())
         .event_callback(told)
         // A server that was killed while it had our answers is noticed by silence.
         .ping_interval(Duration::from_secs(10))
         .reconnect_delay_callback(delay);
-    match credentials(&settings.url) {
-        Credentials::None => {}
-        Credentials::Token(token) => options = options.token(token),
-        Credentials::User(user, password) => options = options.user_and_password(user, password),
-    }
     match tls {
         Some(tls) => options = options.require_tls(true).tls_client_config(tls),
         // What a server on this machine names may be elsewhere: nothing goes there unencrypted.
@@ -158,14 +156,21 @@ fn delay(attempt: usize) -> Duration {
     wait
 }
 
-fn credentials(url: &str) -> Credentials {
+/// What the address says about us.
+fn credentials(url: &str) -> Auth {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
-    let Some((credentials, _)) = authority.rsplit_once('@') else { return Credentials::None };
-    match credentials.split_once(':') {
-        Some((user, password)) => Credentials::User(decoded(user), decoded(password)),
-        None => Credentials::Token(decoded(credentials)),
+    let mut auth = Auth::new();
+    if let Some((credentials, _)) = authority.rsplit_once('@') {
+        match credentials.split_once(':') {
+            Some((user, password)) => {
+                auth.username = Some(decoded(user));
+                auth.password = Some(decoded(password));
+            }
+            None => auth.token = Some(decoded(credentials)),
+        }
     }
+    auth
 }
 
 /// `%40` is `@`, and so on.
@@ -213,14 +218,13 @@ mod tests {
 
     #[test]
     fn user_and_password_are_taken_from_the_address() {
-        let user = |url| match credentials(url) {
-            Credentials::User(user, password) => (user, password),
-            Credentials::Token(token) => (token, "a token".to_owned()),
-            Credentials::None => Default::default(),
+        let said = |url| {
+            let Auth { username, password, token, .. } = credentials(url);
+            [username, password, token].map(Option::unwrap_or_default)
         };
-        assert_eq!(user("nats://a:b%40%3Ac@host:4222"), ("a".to_owned(), "b@:c".to_owned()));
-        assert_eq!(user("nats://tok%zz@host"), ("tok%zz".to_owned(), "a token".to_owned()));
-        assert_eq!(user("nats://host/x@y"), Default::default());
+        assert_eq!(said("nats://a:b%40%3Ac@host:4222"), ["a", "b@:c", ""]);
+        assert_eq!(said("nats://tok%zz@host"), ["", "", "tok%zz"]);
+        assert_eq!(said("nats://host/x@y"), ["", "", ""]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ use self::connect::Sight;
 use self::core::{Core, Found};
 use self::end::End;
 use self::link::Link;
-use super::remote::{Gone, Settings, Thread};
+use super::remote::{Gone, RemoteOptions, Settings, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
     DistributedQueue, EnqueueOptions, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support, WorkerId,
@@ -69,6 +69,9 @@ use crate::storage::Durability;
 ///
 /// Each pair of lane and priority that is used has a stream, made at its first command. What else it keeps, and what it can not do
 /// with the server that it found, is in [`capabilities`](DistributedQueue::capabilities) and its notes.
+///
+/// User, password and token are read from the [`Secret`](crate::Secret) again at each new connection; the host is the one that it was
+/// opened with. With `tls://`, what is sent is encrypted; with `nats://`, only if the server asks for it.
 ///
 /// What each call costs, in questions to the server that wait for each other: enqueueing three (five with an
 /// idempotency key), taking four for a whole batch and one for each stream that is empty before it, extending one, acknowledging four.
@@ -113,19 +116,22 @@ impl NatsDistributedQueue {
     /// be in, or has a queue of this name that is another one.
     pub async fn connect(options: impl Into<NatsOptions>) -> Result<Self> {
         let NatsOptions { remote, replicas, sync_always } = options.into();
-        let settings = remote.check("nats", &[("nats", false), ("tls", true)])?;
+        let settings = remote.clone().check("nats", &[("nats", false), ("tls", true)])?;
+        let mut errors = ConfigErrors::default();
         if ![1, 3, 5].contains(&replicas) {
-            let mut errors = ConfigErrors::default();
             errors.push("replicas", replicas, "use 1, 3 or 5");
-            errors.into_result()?;
         }
+        if settings.root_certificates.is_some() && !settings.server.tls {
+            errors.push("root_certificates", "[given]", "are for TLS: use tls:// instead of nats://");
+        }
+        errors.into_result()?;
         let tls = connect::tls(&settings)?;
         let server = settings.server.to_string();
         let thread = Thread::start("corelane-nats").map_err(|error| DistributedError::Unavailable {
             server: server.clone(),
             cause: format!("no thread for it: {error}"),
         })?;
-        let opened = thread.run_while_awaited(open(settings, tls, replicas)).await;
+        let opened = thread.run_while_awaited(open(settings, remote, tls, replicas)).await;
         let (core, version) = opened.map_err(|Gone| DistributedError::Closed)??;
         let core = Arc::new(core);
         thread.spawn(hear(Arc::clone(&core)));
@@ -150,11 +156,12 @@ impl NatsDistributedQueue {
 
 async fn open(
     settings: Settings,
+    remote: RemoteOptions,
     tls: Option<rustls::ClientConfig>,
     replicas: usize,
 ) -> Result<(Core, String), DistributedError> {
     let (seen, connection) = watch::channel(Sight::default());
-    let client = connect::connect(&settings, tls, seen).await?;
+    let client = connect::connect(&settings, &remote, tls, seen).await?;
     let found = client.server_info();
     let max_payload = settings.max_payload.min(found.max_payload.saturating_sub(AROUND));
     let link = Link::new(client, settings.server.to_string(), settings.call_timeout, connection);
