@@ -96,6 +96,10 @@ pub(super) mod number {
     pub(in super::super) const NO_JETSTREAM: [u32; 2] = [10039, 10076];
     /// Of memory, of storage, of the account, of the stream.
     pub(in super::super) const FULL: [u32; 6] = [10002, 10023, 10028, 10047, 10077, 10122];
+    /// Not now: there is no leader, or it is another one by now; the stream or the consumer is offline.
+    pub(in super::super) const PASSING: [u32; 4] = [10008, 10009, 10118, 10119];
+    /// Not now, and not later: of no cluster, without an account, without a feature.
+    pub(in super::super) const LASTING: [u32; 3] = [10010, 10035, 10036];
     /// The sequence that is to be removed is not there.
     pub(in super::super) const NOT_REMOVED: [u32; 2] = [10043, 10057];
 }
@@ -172,7 +176,10 @@ impl Call {
                 () = lost(&mut seen) => None,
             };
             match answer {
-                Some(Ok(message)) => return Ok(message),
+                Some(Ok(message)) => match passing(&message.payload) {
+                    None => return Ok(message),
+                    Some(why) => cause = why,
+                },
                 Some(Err(error)) => match error.kind() {
                     RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
                         return Err(self.server_says(&error.to_string()));
@@ -434,6 +441,29 @@ impl Call {
     }
 }
 
+/// What the server says if it can not do it just now, and has not done it.
+fn passing(answer: &[u8]) -> Option<String> {
+    /// No refusal is longer.
+    const LONGEST: usize = 4 << 10;
+    #[derive(Deserialize)]
+    struct Answer {
+        error: Refusal,
+    }
+    let answer = (answer.len() <= LONGEST).then(|| serde_json::from_slice(answer).ok()).flatten();
+    let Answer { error } = answer?;
+    error.is_passing().then(|| format!("{} ({}, {})", error.description, error.code, error.number))
+}
+
+impl Refusal {
+    /// Whether the same may be answered otherwise soon. What is full may be so for long: that is said at once.
+    fn is_passing(&self) -> bool {
+        let known = number::NO_JETSTREAM.contains(&self.number)
+            || number::FULL.contains(&self.number)
+            || number::LASTING.contains(&self.number);
+        number::PASSING.contains(&self.number) || self.code == 503 && !known
+    }
+}
+
 /// Returns when there is no connection.
 async fn lost(seen: &mut watch::Receiver<Sight>) {
     // An error: the client is gone.
@@ -447,5 +477,25 @@ impl DistributedError {
             Self::OutcomeUnknown { server, cause } => Self::Unavailable { server, cause },
             other => other,
         }
+    }
+}
+
+#[cfg(all(test, not(corelane_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_can_not_do_just_now_is_known() {
+        let passing = |code: u16, number: u32| {
+            let error = json!({ "code": code, "err_code": number, "description": "not now" });
+            passing(json!({ "type": "x", "error": error }).to_string().as_bytes())
+        };
+        assert_eq!(passing(503, 10008).as_deref(), Some("not now (503, 10008)"));
+        assert!(passing(500, 10009).is_some() && passing(503, 10004).is_some());
+        for (code, number) in [(503, 10076), (503, 10023), (503, 10077), (503, 10035), (400, 10071), (404, 10037)] {
+            assert_eq!(passing(code, number), None, "{number}");
+        }
+        assert_eq!(super::passing(br#"{"stream":"x","seq":7}"#), None);
+        assert_eq!(super::passing(b""), None);
     }
 }
