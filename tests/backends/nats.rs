@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +16,7 @@ use corelane::testing::distributed::Queue;
 use corelane::{
     AckOutcome, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, DistributedError, DistributedHealth,
     DistributedQueue, Durability, EnqueueOptions, LaneError, LeaseToken, Leased, Nack, NatsDistributedQueue,
-    NatsOptions, PartitionConfig, RemoteOptions, Result, Support,
+    NatsOptions, PartitionConfig, RemoteOptions, Result, Secret, Support,
 };
 use futures::executor::block_on;
 use serde_json::{Value, json};
@@ -110,6 +113,15 @@ fn publish(server: &Nats, subject: &str, body: impl Into<Vec<u8>>) {
         let jetstream = async_nats::jetstream::new(client);
         let stored = jetstream.publish(subject, body.into()).await.expect("it can be sent");
         stored.await.expect("it is stored");
+    });
+}
+
+/// Removes what a stream has of a subject.
+fn purge(server: &Nats, stream: &str, subject: &str) {
+    let (stream, subject) = (stream.to_owned(), subject.to_owned());
+    with_client(server, async move |client| {
+        let stream = async_nats::jetstream::new(client).get_stream(stream).await.expect("it is there");
+        stream.purge().filter(subject).await.expect("it can be removed");
     });
 }
 
@@ -223,6 +235,10 @@ fn all_that_is_wrong_with_options_is_said_before_anything_is_sent() {
     assert!(matches!(replicas, Err(LaneError::ConfigError(_))), "{replicas:?}");
     let roots = RemoteOptions::new("tls://localhost:1").root_certificates("no certificate");
     assert!(matches!(open(roots.into()), Err(LaneError::ConfigError(_))));
+    let unused = RemoteOptions::new("nats://localhost:1").root_certificates("for TLS");
+    let Err(LaneError::ConfigError(errors)) = open(NatsOptions::new(unused).replicas(2)) else { panic!("it is wrong") };
+    let paths: Vec<_> = errors.problems().iter().map(|problem| problem.path.as_str()).collect();
+    assert_eq!(paths, ["replicas", "root_certificates"]);
 }
 
 #[test]
@@ -465,14 +481,8 @@ fn what_was_accepted_half_is_finished_by_who_asks_again() {
     let sent = envelope(1);
     block_on(queue.enqueue_with(sent.clone(), options())).expect("it is accepted");
     // As if its worker had died before it was published.
-    let purge = |server: &Nats| {
-        with_client(server, async |client| {
-            let stream = async_nats::jetstream::new(client).get_stream("corelane-q0").await.expect("it is there");
-            stream.purge().await.expect("it can be emptied");
-        });
-        // The server knows the id of the message for a while: another process would come later, or to another server.
-    };
-    purge(&server);
+    // The server knows the id of the message for a while: another process would come later, or to another server.
+    purge(&server, "corelane-q0", ">");
     change_state(&server, &sent.id, |_| {});
     assert!(take(&queue, 10).is_empty());
     let receipt = block_on(queue.enqueue_with(envelope(1), options())).expect("it is known");
@@ -519,7 +529,16 @@ fn a_damaged_message_is_put_aside_as_it_is_and_the_rest_goes_on() {
     let raw = records(&server, "corelane-dead");
     assert!(raw.iter().any(|(_, body)| *body == damaged), "it is kept as it is");
     for letter in letters {
-        assert!(block_on(queue.discard(&letter.envelope.id)).expect("it can be discarded"));
+        let id = letter.envelope.id;
+        match block_on(queue.replay(&id)) {
+            Err(LaneError::Distributed(DistributedError::Damaged { command_id, .. })) => assert_eq!(command_id, id),
+            other => panic!("it is no command: {other:?}"),
+        }
+        // Also if the register has lost its state.
+        purge(&server, "KV_corelane-state", &format!("$KV.corelane-state.c.{id}"));
+        assert!(matches!(block_on(queue.replay(&id)), Err(LaneError::Distributed(DistributedError::Damaged { .. }))));
+        assert!(take(&queue, 10).is_empty());
+        assert!(block_on(queue.discard(&id)).expect("it can be discarded"));
     }
     assert_eq!(records(&server, "corelane-dead").len(), 0);
 }
@@ -543,13 +562,7 @@ fn a_message_whose_state_is_lost_is_done_again_rather_than_not() {
     let Some(server) = started::<Nats>() else { return };
     let queue = queue(&server);
     let id = put(&queue, 1);
-    with_client(&server, {
-        let subject = format!("$KV.corelane-state.c.{id}");
-        async |client| {
-            let stream = async_nats::jetstream::new(client).get_stream("KV_corelane-state").await.expect("it is there");
-            stream.purge().filter(subject).await.expect("it can be removed");
-        }
-    });
+    purge(&server, "KV_corelane-state", &format!("$KV.corelane-state.c.{id}"));
     let leased = take(&queue, 10).pop().expect("it is there");
     assert_eq!((leased.envelope.id.as_str(), leased.delivery), (id.as_str(), 1));
     assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
@@ -644,6 +657,219 @@ fn a_message_that_a_killed_server_brings_back_does_not_stand_in_the_way_of_a_rep
     assert_eq!(again.iter().map(|leased| leased.envelope.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
     assert_eq!(ack(&queue, &again[0].token), AckOutcome::Applied);
     assert_eq!((states(&server).len(), records(&server, "corelane-q0").len()), (0, 0));
+}
+
+/// A command that was given up.
+fn dead(queue: &NatsDistributedQueue, number: impl Into<Value>) -> String {
+    let id = put(queue, number);
+    let leased = take(queue, 1).pop().expect("it is there");
+    block_on(queue.dead_letter(&leased.token, DeadReason::Expired)).expect("it can be given up");
+    id
+}
+
+fn replays(queue: &NatsDistributedQueue, id: &str) -> bool {
+    block_on(queue.replay(id)).unwrap_or_else(|error| panic!("it can be replayed: {error}"))
+}
+
+#[test]
+fn a_replay_that_was_interrupted_is_finished_by_the_next_one() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = dead(&queue, 1);
+    // As if who has replayed it had died before its message was published.
+    change_state(&server, &id, |state| {
+        state["standing"] = json!({ "is": "new" });
+        state["replays"] = json!(1);
+        state["deliveries"] = json!(0);
+    });
+    // An enqueue that was never accepted would be over by then.
+    thread::sleep(Duration::from_millis(10_500));
+    assert_eq!(block_on(queue.depth(0)).expect("it can be counted").ready, 1);
+    assert!(take(&queue, 10).is_empty());
+    assert!(replays(&queue, &id));
+    let leased = take(&queue, 10).pop().expect("it is there");
+    assert_eq!((leased.envelope.id.as_str(), &leased.envelope.payload), (id.as_str(), &json!(1)));
+    assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
+    assert_eq!((states(&server).len(), records(&server, "corelane-dead").len()), (0, 0));
+}
+
+#[test]
+fn a_letter_whose_state_is_lost_can_be_replayed_and_discarded() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let ids = [dead(&queue, 1), dead(&queue, 2)];
+    for id in &ids {
+        purge(&server, "KV_corelane-state", &format!("$KV.corelane-state.c.{id}"));
+    }
+    assert!(replays(&queue, &ids[0]));
+    assert!(block_on(queue.discard(&ids[1])).expect("it can be discarded"));
+    let again = take(&queue, 10);
+    assert_eq!(again.iter().map(|leased| &leased.envelope.payload).collect::<Vec<_>>(), [&json!(1)]);
+    assert_eq!(ack(&queue, &again[0].token), AckOutcome::Applied);
+    assert_eq!((states(&server).len(), records(&server, "corelane-dead").len()), (0, 0));
+}
+
+#[test]
+fn a_letter_that_was_left_behind_by_a_replay_goes_when_its_command_has_ended() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = dead(&queue, 1);
+    let (subject, letter) = records(&server, "corelane-dead").pop().expect("it is there");
+    assert!(replays(&queue, &id));
+    publish(&server, &subject, letter.clone());
+    let leased = take(&queue, 1).pop().expect("it is there");
+    assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
+    assert_eq!(records(&server, "corelane-dead").len(), 0);
+    publish(&server, &subject, letter);
+    assert!(!replays(&queue, &id), "it has ended");
+    assert_eq!((take(&queue, 1).len(), records(&server, "corelane-dead").len()), (0, 0));
+}
+
+#[test]
+fn a_command_may_be_called_as_if_it_were_damaged() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let sent = CommandEnvelope { id: "damaged-*".to_owned(), ..envelope(1) };
+    block_on(queue.enqueue(sent.clone())).expect("it is accepted");
+    let leased = take(&queue, 1).pop().expect("it is there");
+    block_on(queue.dead_letter(&leased.token, DeadReason::Expired)).expect("it can be given up");
+    assert!(replays(&queue, &sent.id));
+    assert_eq!(take(&queue, 1).len(), 1);
+}
+
+#[test]
+fn a_token_is_no_good_for_another_command_of_the_same_id() {
+    let Some(server) = started::<Nats>() else { return };
+    let (queue, other) = (queue(&server), queue(&server));
+    let sent = envelope(1);
+    let enqueue = || block_on(queue.enqueue_with(sent.clone(), EnqueueOptions::new().max_deliveries(1)));
+    enqueue().expect("it is accepted");
+    let old = take_within(&queue, Duration::from_millis(300), Duration::ZERO).expect("it is there");
+    assert!(take_within(&other, Duration::from_secs(60), Duration::from_secs(2)).is_none(), "it is given up");
+    assert!(block_on(other.discard(&sent.id)).expect("it can be discarded"));
+    enqueue().expect("it is accepted again");
+    let new = take(&other, 1).pop().expect("it is there");
+    assert!(new.token.fence() > old.token.fence(), "{} after {}", new.token.fence(), old.token.fence());
+    assert_eq!(ack(&queue, &old.token), AckOutcome::LeaseLost);
+    assert!(block_on(queue.extend(&old.token, Duration::from_secs(1))).is_err());
+    block_on(other.extend(&new.token, Duration::from_secs(60))).expect("it has the lease");
+    assert_eq!(ack(&other, &new.token), AckOutcome::Applied);
+}
+
+#[test]
+fn a_result_that_is_too_large_to_keep_does_not_keep_its_command_from_ending() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = connect(RemoteOptions::new(server.url()).max_payload(2000));
+    let sent = envelope(1);
+    let options = EnqueueOptions::new().keep_result(Duration::from_secs(60));
+    block_on(queue.enqueue_with(sent.clone(), options)).expect("it is accepted");
+    let leased = take(&queue, 1).pop().expect("it is there");
+    let large = CommandResult { result: Ok("x".repeat(3 << 20).into()), ..done(&leased.token) };
+    assert_eq!(block_on(queue.ack(&leased.token, large.clone())).expect("it ends"), AckOutcome::Applied);
+    assert_eq!(block_on(queue.ack(&leased.token, large)).expect("it has ended"), AckOutcome::AlreadyApplied);
+    let kept = block_on(queue.result(&sent.id, Duration::ZERO)).expect("it can be asked").expect("there is one");
+    let text = kept.result.expect_err("it is not kept");
+    assert!(text.contains("ended well") && text.contains("had 3145") && text.contains("limit is"), "{text}");
+    assert!(block_on(queue.dead_letters(DeadPage::first(1))).expect("they can be read").is_empty());
+    assert_eq!(states(&server), [""; 0]);
+}
+
+#[test]
+fn what_waits_for_another_try_expires_in_time() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let options = EnqueueOptions::new().expires_after(Duration::from_secs(1));
+    block_on(queue.enqueue_with(envelope(1), options)).expect("it is accepted");
+    let leased = take(&queue, 1).pop().expect("it is there");
+    let later = Nack::RetryAfter { delay: Duration::from_secs(600), error: "not now".to_owned() };
+    block_on(queue.nack(&leased.token, later)).expect("it can be given back");
+    assert!(take_within(&queue, Duration::from_secs(60), Duration::from_secs(2)).is_none(), "it is not due");
+    let letters = block_on(queue.dead_letters(DeadPage::first(1))).expect("they can be read");
+    assert_eq!(letters.first().map(|letter| &letter.reason), Some(&DeadReason::Expired));
+}
+
+/// Answers all that is asked of it as a server of a cluster does that has no leader just now. Counts the questions.
+fn leaderless() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let url = format!("nats://{}", listener.local_addr().expect("it has an address"));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            let Ok(connection) = connection else { return };
+            // An error: the client is gone.
+            let _ = answer_not_now(&connection, &counted);
+        }
+    });
+    (url, asked)
+}
+
+fn answer_not_now(mut connection: &TcpStream, asked: &AtomicUsize) -> io::Result<()> {
+    let info = json!({
+        "server_id": "x", "server_name": "x", "version": "2.10.0", "go": "", "host": "127.0.0.1", "port": 1, "proto": 1,
+        "headers": true, "jetstream": true, "max_payload": 1 << 20, "client_id": 1,
+    });
+    write!(connection, "INFO {info}\r\n")?;
+    let error = json!({ "code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable" });
+    let refusal = json!({ "type": "x", "error": error }).to_string();
+    let mut lines = io::BufReader::new(connection);
+    // Of the last subscription: the client has one for all answers.
+    let mut subscription = String::new();
+    loop {
+        let mut line = String::new();
+        if lines.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["PING"] => write!(connection, "PONG\r\n")?,
+            ["SUB", _, id] => id.clone_into(&mut subscription),
+            ["PUB", _, inbox, size] | ["HPUB", _, inbox, _, size] => {
+                let size: u64 = size.parse().map_err(io::Error::other)?;
+                io::copy(&mut lines.by_ref().take(size + 2), &mut io::sink())?;
+                asked.fetch_add(1, Ordering::Relaxed);
+                write!(connection, "MSG {inbox} {subscription} {}\r\n{refusal}\r\n", refusal.len())?;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_cluster_without_a_leader_is_asked_again_and_then_unavailable() {
+    let (url, asked) = leaderless();
+    let begun = Instant::now();
+    let error = refusal(RemoteOptions::new(url).call_timeout(Duration::from_millis(700)));
+    assert!(
+        matches!(&error, DistributedError::Unavailable { cause, .. } if cause.contains("temporarily unavailable")),
+        "{error:?}"
+    );
+    assert!(error.is_transient());
+    assert!(asked.load(Ordering::Relaxed) > 1, "it is asked again");
+    assert!(begun.elapsed() < Duration::from_secs(3), "after {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_password_that_was_changed_is_read_again_when_it_is_connected_anew() {
+    if started::<Nats>().is_none() {
+        return;
+    }
+    let text = |password: &str| format!("authorization {{ user: worker, password: {password:?} }}");
+    let (place, path) = configured(&text("first"));
+    let mut server = Nats::start_with(&["-c", path.to_str().expect("it is UTF-8")], true);
+    let secret = place.0.join("url");
+    let rotate = |password: &str| {
+        let url = server.url().replace("//", &format!("//worker:{password}@"));
+        fs::write(&secret, url).expect("a file can be written");
+    };
+    rotate("first");
+    let queue = connect(RemoteOptions::new(Secret::from_file(&secret)).call_timeout(Duration::from_secs(30)));
+    put(&queue, 1);
+    fs::write(&path, text("canary-7f3a")).expect("a file can be written");
+    rotate("canary-7f3a");
+    server.restart();
+    put(&queue, 2);
+    assert_eq!(take(&queue, 10).len(), 2);
+    assert!(!format!("{queue:?}").contains("canary"), "{queue:?}");
 }
 
 #[test]

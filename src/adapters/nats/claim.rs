@@ -43,11 +43,18 @@ pub(super) async fn claim(core: Arc<Core>, partition: PartitionId, claim: Claim,
     let result = loop {
         // Listened before it is looked at: so what comes meanwhile is not missed.
         let woken = core.wakes[partition].listen();
+        if core.is_closed() {
+            break Ok(Vec::new());
+        }
         let Look { taken, again } = match look(&core, partition, &claim).await {
             Ok(look) => look,
             Err(error) => break Err(error),
         };
-        if !taken.is_empty() || claim.max == 0 || now() >= give_up || core.is_closed() {
+        if core.is_closed() {
+            give_back(&core, taken).await;
+            break Ok(Vec::new());
+        }
+        if !taken.is_empty() || claim.max == 0 || now() >= give_up {
             break Ok(taken);
         }
         let again = give_up.min(now().plus(again.unwrap_or(LOOK).min(LOOK)));
@@ -58,10 +65,14 @@ pub(super) async fn claim(core: Arc<Core>, partition: PartitionId, claim: Claim,
         }
     };
     if let Err(Ok(taken)) = taker.send(result) {
-        for leased in taken {
-            // If this is not heard, it comes back when its lease ends.
-            let _ = end(&core, &leased.token, End::Back(Nack::Release)).await;
-        }
+        give_back(&core, taken).await;
+    }
+}
+
+async fn give_back(core: &Arc<Core>, taken: Vec<Leased>) {
+    for leased in taken {
+        // If this is not heard, it comes back when its lease ends.
+        let _ = end(core, &leased.token, End::Back(Nack::Release)).await;
     }
 }
 
@@ -201,7 +212,7 @@ async fn one(
             return Ok(Tried::Taken(Box::new(leased)));
         }
         let now = core.now(call).await?;
-        match decide(&seen.entry, delivery.published, now, claim.lease, &core.worker_id) {
+        match decide(&seen, delivery.published, now, claim.lease, &core.worker_id) {
             Decision::Lease(entry) => {
                 let Some(revision) = core.change(call, seen.revision, &entry).await? else {
                     tried = Some(entry);
@@ -245,8 +256,8 @@ async fn one(
 /// a while: within that time it has not. Later nobody knows, and who asks for dead letters is to decide.
 fn lost(core: &Core, delivery: &Delivery, stored: &Stored, now: Now) -> Seen {
     let mut entry = Entry::new(stored, core.names.number(&delivery.stream).unwrap_or_default(), "");
-    // Higher than any before: those were counted, and the count is lost.
-    entry.fence = u64::try_from(now.latest / 1_000_000).unwrap_or(0);
+    // Higher than any before: which that was is lost.
+    entry.fence = now.fence();
     if now.is_past(plus(delivery.published, ID_MEMORY)) {
         let problem = "its state is not in the register: it is not known whether it has ended before";
         entry.standing = Standing::Dead { reason: DeadReason::Failed(problem.to_owned()), result: None };
@@ -254,9 +265,9 @@ fn lost(core: &Core, delivery: &Delivery, stored: &Stored, now: Now) -> Seen {
     Seen { entry, revision: 0 }
 }
 
-fn decide(entry: &Entry, published: i64, now: Now, lease: Duration, worker: &str) -> Decision {
-    // A replayed command has no such end any more.
-    let expires = entry.options.expires_after.filter(|_| entry.replays == 0).map(|after| plus(published, after));
+fn decide(seen: &Seen, published: i64, now: Now, lease: Duration, worker: &str) -> Decision {
+    let Seen { entry, revision } = seen;
+    let expires = entry.expires(published);
     let due = match &entry.standing {
         Standing::New => entry.options.delay.map(|delay| plus(published, delay)),
         Standing::Waiting { until } => Some(*until),
@@ -278,7 +289,8 @@ fn decide(entry: &Entry, published: i64, now: Now, lease: Duration, worker: &str
         return Decision::Later(now.until(expires.map_or(due, |expires| due.min(expires))));
     }
     let standing = Standing::Leased { until: now.plus(lease), worker: worker.to_owned() };
-    Decision::Lease(Box::new(Entry { fence: entry.fence + 1, deliveries: entry.deliveries + 1, ..entry.now(standing) }))
+    let fence = entry.fence.max(*revision) + 1;
+    Decision::Lease(Box::new(Entry { fence, deliveries: entry.deliveries + 1, ..entry.now(standing) }))
 }
 
 fn taken(core: &Core, stored: Stored, entry: Entry, revision: u64, delivery: String, lease: Duration) -> Leased {
@@ -346,7 +358,13 @@ mod tests {
 
     /// Of a message of 500 ms, for a lease of 10 ms.
     fn decided(entry: &Entry) -> Decision {
-        decide(entry, 500 * MS, NOW, Duration::from_millis(10), "me")
+        decided_at(0, entry)
+    }
+
+    /// As the register has it at this revision.
+    fn decided_at(revision: u64, entry: &Entry) -> Decision {
+        let seen = Seen { entry: entry.clone(), revision };
+        decide(&seen, 500 * MS, NOW, Duration::from_millis(10), "me")
     }
 
     #[track_caller]
@@ -362,6 +380,32 @@ mod tests {
         is_leased(&of(EnqueueOptions::new(), Standing::Ready));
         is_leased(&of(EnqueueOptions::new(), Standing::Waiting { until: 999 * MS }));
         is_leased(&of(EnqueueOptions::new().delay(Duration::from_millis(499)), Standing::New));
+    }
+
+    #[test]
+    fn fences_are_higher_than_those_of_a_command_before_that_had_the_id() {
+        let fence = |revision, fence| {
+            let entry = Entry { fence, ..of(EnqueueOptions::new(), Standing::Ready) };
+            match decided_at(revision, &entry) {
+                Decision::Lease(entry) => entry.fence,
+                other => panic!("{other:?}"),
+            }
+        };
+        // The lease of the first was written after revision 7, so the second's state has a higher one.
+        assert!(fence(7, 0) < fence(9, 0));
+        // As after a state that was lost.
+        assert_eq!(fence(9, 2_000_000), 2_000_001);
+    }
+
+    #[test]
+    fn what_is_given_back_after_its_time_expires() {
+        let of = |standing| of(EnqueueOptions::new().expires_after(Duration::from_millis(499)), standing);
+        for standing in [Standing::Ready, Standing::Waiting { until: 5000 * MS }] {
+            assert_eq!(decided(&of(standing)), Decision::Bury(DeadReason::Expired));
+        }
+        let leased = |until| of(Standing::Leased { until, worker: "another".to_owned() });
+        assert_eq!(decided(&leased(999 * MS)), Decision::Bury(DeadReason::Expired));
+        assert_eq!(decided(&leased(1009 * MS)), Decision::Later(Duration::from_millis(10)));
     }
 
     #[test]

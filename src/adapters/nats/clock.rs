@@ -44,6 +44,11 @@ impl Now {
         self.earliest >= time
     }
 
+    /// A fence that is higher than any that was counted. The register's revisions do not come so far.
+    pub(super) fn fence(self) -> u64 {
+        u64::try_from(self.latest / 1_000).unwrap_or(0)
+    }
+
     /// How long until it has certainly passed.
     pub(super) fn until(self, time: i64) -> Duration {
         Duration::from_nanos(u64::try_from(time.saturating_sub(self.earliest)).unwrap_or(0))

@@ -29,6 +29,9 @@ const ERROR_MAX: usize = 4 << 10;
 /// What the ids of letters begin with whose messages could not be read.
 pub(super) const DAMAGED: &str = "damaged-";
 
+/// Their type, and their lane.
+pub(super) const DAMAGED_TYPE: &str = "damaged";
+
 impl Core {
     /// The state of a lease as this handle has left it: if it is that still.
     pub(super) fn known(&self, token: &LeaseToken) -> Option<Seen> {
@@ -107,10 +110,9 @@ async fn ended(core: &Core, call: &Call, entry: &Entry, end: End) -> Result<Entr
     let settled = entry.fence;
     Ok(match end {
         End::Well(result) => {
-            let result = entry.options.keep_result.map(|_| Box::new(result));
-            let entry = Entry { settled, ..entry.now(Standing::Ended { result }) };
-            check_size(core, &entry)?;
-            entry
+            let entry = Entry { settled, ..entry.now(Standing::Ended { result: None }) };
+            let result = entry.options.keep_result.map(|_| Box::new(fitting(core, &entry, result)));
+            entry.now(Standing::Ended { result })
         }
         End::Dead(reason, result) => {
             let result = result.map(|result| CommandResult { result: result.result.map_err(cut), ..result });
@@ -135,9 +137,16 @@ async fn ended(core: &Core, call: &Call, entry: &Entry, end: End) -> Result<Entr
     })
 }
 
-fn check_size(core: &Core, entry: &Entry) -> Result<(), DistributedError> {
-    let (size, limit) = (encoded(entry).len(), core.max_payload + ERROR_MAX);
-    if size > limit { Err(DistributedError::PayloadTooLarge { size, limit }) } else { Ok(()) }
+/// A result as it can be kept with this state. The command has ended in any case: it is not to be done again for a result that is
+/// too large.
+fn fitting(core: &Core, entry: &Entry, result: CommandResult) -> CommandResult {
+    let (size, limit) = (encoded(&result).len(), (core.max_payload + ERROR_MAX).saturating_sub(encoded(entry).len()));
+    if size <= limit {
+        return result;
+    }
+    let text =
+        format!("the command has ended well; its result had {size} bytes, and is not kept: the limit is {limit}");
+    CommandResult { result: Err(text), ..result }
 }
 
 fn shortened(reason: DeadReason) -> DeadReason {
@@ -177,7 +186,9 @@ async fn follow(core: &Core, call: &Call, token: &LeaseToken, seen: &Seen) -> Re
             Ok(())
         }
         Standing::Waiting { until } => {
-            let after = core.now(call).await?.until(*until);
+            // It may expire before.
+            let expires = Delivery::of(token.handle()).and_then(|delivery| seen.entry.expires(delivery.published));
+            let after = core.now(call).await?.until(expires.map_or(*until, |expires| expires.min(*until)));
             let word = if after.is_zero() { AGAIN.to_owned() } else { again_after(after) };
             call.acknowledge(token.handle(), &word).await?;
             core.wake(seen.entry.partition()).await;
@@ -219,6 +230,12 @@ pub(super) async fn finish_ended(
                 call.remove(&stream, message.sequence).await?;
             }
         }
+    }
+    if entry.replays > 0
+        && let Some(letter) = call.last(&core.names.dead(), &core.names.letter(entry.id())).await?
+    {
+        // Who has replayed it has died before that was removed.
+        call.remove(&core.names.dead(), letter.sequence).await?;
     }
     let state = core.names.state();
     if let Some((sequence, _)) = key {
@@ -307,7 +324,7 @@ pub(super) async fn put_aside(
     let envelope = CommandEnvelope {
         id: format!("{DAMAGED}{what}"),
         partition_id: 0,
-        ..CommandEnvelope::new("damaged", "damaged", payload)
+        ..CommandEnvelope::new(DAMAGED_TYPE, DAMAGED_TYPE, payload)
     };
     let stored = Stored::new(envelope, Default::default());
     let reason = DeadReason::Undecodable(cut(problem.to_owned()));

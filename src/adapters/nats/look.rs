@@ -105,10 +105,10 @@ pub(super) async fn depth(core: &Arc<Core>, partition: PartitionId) -> Result<De
     for (entry, written) in unpublished {
         let subject = core.names.command(entry.stream, entry.partition(), entry.id());
         let is_there = call.last(&core.names.stream(entry.stream), &subject).await?.is_some();
-        // Nobody was told that a new one was accepted: if its message comes after all, it is as one whose state was lost. Others
-        // are brought back by a server that was killed.
-        let is_over =
-            !is_there && (entry.standing == Standing::New || core.remembered(&call, entry.id()).await?.is_some());
+        // Nobody was told that a new one was accepted: if its message comes after all, it is as one whose state was lost. One that
+        // is replayed has its letter still, and that is replayed again. Others are brought back by a server that was killed.
+        let is_unaccepted = entry.standing == Standing::New && entry.replays == 0;
+        let is_over = !is_there && (is_unaccepted || core.remembered(&call, entry.id()).await?.is_some());
         if is_over {
             call.remove(&bucket.stream, written.sequence).await?;
         } else {

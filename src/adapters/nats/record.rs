@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::clock::plus;
 use crate::distributed::{
     CommandEnvelope, CommandResult, DEFAULT_MAX_DELIVERIES, DeadReason, EnqueueOptions, WorkerId,
 };
@@ -58,7 +59,8 @@ pub(super) struct Entry {
     pub(super) stream: usize,
     /// How often it was replayed.
     pub(super) replays: u32,
-    /// Leases so far.
+    /// Of the last lease; 0: none. Each is higher than the revision from which the lease was written: so it is also higher than
+    /// those of any command before that had this id.
     pub(super) fence: u64,
     /// The last lease that was ended by who had it; 0: none.
     pub(super) settled: u64,
@@ -131,6 +133,12 @@ impl Entry {
 
     pub(super) fn priority(&self) -> Priority {
         self.options.priority.unwrap_or(EnqueueOptions::DEFAULT_PRIORITY)
+    }
+
+    /// When it expires, if its message was published at this time.
+    pub(super) fn expires(&self, published: i64) -> Option<i64> {
+        // A replayed command has no such end any more.
+        self.options.expires_after.filter(|_| self.replays == 0).map(|after| plus(published, after))
     }
 
     pub(super) fn max_deliveries(&self) -> u32 {
