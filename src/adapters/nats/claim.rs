@@ -16,7 +16,7 @@ use super::core::{Core, Held, Seen};
 use super::delivery::{ACK, Delivered, Delivery, IN_PROGRESS, again_after};
 use super::end::{End, bury, end, finish_dead, finish_ended, put_aside};
 use super::link::{Call, Pulled};
-use super::record::{Entry, Place, Standing, Stored};
+use super::record::{Entry, Place, Remembered, Standing, Stored};
 use super::streams::{consumer_of, places, remake_consumer};
 use crate::distributed::{Claim, DeadReason, ID_MEMORY, LeaseToken, Leased, Nack};
 use crate::error::DistributedError;
@@ -210,6 +210,11 @@ async fn one(
         if let Some(entry) = tried.take_if(|tried| **tried == seen.entry) {
             let leased = taken(core, stored, *entry, seen.revision, delivery.name, claim.lease);
             return Ok(Tried::Taken(Box::new(leased)));
+        }
+        if let Some(Remembered { fence, .. }) = core.has_come_back(call, &seen.entry).await? {
+            let ended = Entry { settled: fence, ..seen.entry };
+            finish_ended(core, call, &ended, seen.revision, Some(&delivery.name)).await?;
+            return Ok(Tried::Done);
         }
         let now = core.now(call).await?;
         match decide(&seen, delivery.published, now, claim.lease, &core.worker_id) {

@@ -1,7 +1,7 @@
 //! What all calls of a handle share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,8 +15,10 @@ use super::link::{Call, Link, Record};
 use super::names::{Names, of_command};
 use super::record::{Entry, FORMAT, Remembered, Standing};
 use super::streams::Streams;
-use crate::distributed::{LeaseToken, WorkerId};
+use crate::clock::Tick;
+use crate::distributed::{ID_MEMORY, LeaseToken, WorkerId};
 use crate::error::DistributedError;
+use crate::executor::now;
 use crate::queue::Partitioner;
 
 pub(super) struct Core {
@@ -41,6 +43,8 @@ pub(super) struct Core {
     /// There may be a result.
     pub(super) resulted: Event,
     pub(super) closed: AtomicBool,
+    /// When it was last connected, in nanoseconds of this process.
+    connected: AtomicU64,
 }
 
 /// A lease of this handle, and the state as it has left it: what is changed next is compared with that, and need not be read.
@@ -78,6 +82,7 @@ impl Core {
             wakes: std::iter::repeat_with(Event::new).take(partitions).collect(),
             resulted: Event::new(),
             closed: AtomicBool::new(false),
+            connected: AtomicU64::new(now().as_nanos()),
         }
     }
 
@@ -125,6 +130,27 @@ impl Core {
         let bucket = self.names.ended();
         let record = call.last(&bucket.stream, &bucket.subject(&of_command(id))).await?;
         Ok(record.and_then(|record| read(&record.body).ok()))
+    }
+
+    /// There is a new connection: the server may have been killed, and have brought back what was removed last.
+    pub(super) fn connected(&self) {
+        self.connected.store(now().as_nanos(), Ordering::Relaxed);
+    }
+
+    /// How a command has ended whose state says that it has not: a server that was killed may bring states back in an earlier
+    /// form. What is remembered of ends is written before they are removed, and is asked for as long after a connection as
+    /// anything is remembered.
+    pub(super) async fn has_come_back(
+        &self,
+        call: &Call,
+        entry: &Entry,
+    ) -> Result<Option<Remembered>, DistributedError> {
+        let connected = Tick::from_nanos(self.connected.load(Ordering::Relaxed));
+        let looks_alive = !matches!(entry.standing, Standing::Dead { .. } | Standing::Ended { .. } | Standing::Gone);
+        if looks_alive && now().since(connected) < ID_MEMORY * 2 {
+            return self.remembered(call, entry.id()).await;
+        }
+        Ok(None)
     }
 
     /// Has all look again that wait in this handle.

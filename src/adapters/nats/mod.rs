@@ -189,6 +189,7 @@ async fn hear(core: Arc<Core>) {
 /// After each reconnection: what was told meanwhile was not heard, and the clock may be another one.
 async fn begin_anew(core: Arc<Core>) {
     while core.link.back().await {
+        core.connected();
         core.clock.forget();
         core.streams.forget();
         core.wake_all();

@@ -7,7 +7,7 @@
 use super::core::{Core, read};
 use super::end::finish_ended;
 use super::link::{Call, Record};
-use super::record::{Standing, Stored};
+use super::record::{Entry, Remembered, Standing, Stored};
 use crate::error::DistributedError;
 
 /// So many are made good at a time.
@@ -44,6 +44,10 @@ async fn message_again(core: &Core, call: &Call, stream: &str, message: Record) 
         seen => seen?,
     };
     let Some(seen) = seen else { return call.remove(stream, message.sequence).await };
+    if let Some(Remembered { fence, .. }) = core.has_come_back(call, &seen.entry).await? {
+        let ended = Entry { settled: fence, ..seen.entry };
+        return finish_ended(core, call, &ended, seen.revision, None).await;
+    }
     match seen.entry.standing {
         Standing::Ended { .. } => return finish_ended(core, call, &seen.entry, seen.revision, None).await,
         Standing::Dead { .. } | Standing::Gone => {}
