@@ -84,6 +84,13 @@ impl Connection {
             errors.push(path, settings.server.to_string(), hint);
             errors
         };
+        // After a `#`, the client takes words that switch the check of certificates off.
+        if settings.url.contains('#') {
+            return Err(wrong(
+                "url",
+                "has a fragment: leave out what begins with #, and write %23 for one in a password",
+            ));
+        }
         // What the parser says may quote the URL, with its password.
         let info = settings.url.as_str().into_connection_info();
         let info =

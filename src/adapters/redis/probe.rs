@@ -80,15 +80,27 @@ pub(super) async fn probe(connection: &mut MultiplexedConnection) -> Result<Foun
 
 /// How often the log is synced.
 async fn synced(connection: &mut MultiplexedConnection, notes: &mut Vec<String>) -> Result<Durability, Unfit> {
-    let asked =
-        redis::cmd("CONFIG").arg("GET").arg("appendfsync").query_async::<HashMap<String, String>>(connection).await;
+    let mut ask = redis::cmd("CONFIG");
+    ask.arg("GET").arg("appendfsync").arg("no-appendfsync-on-rewrite");
+    let asked = ask.query_async::<HashMap<String, String>>(connection).await;
     let settings = match asked {
         Ok(settings) => settings,
         Err(error) if is_not_allowed(&error) => HashMap::new(),
         Err(error) => return Err(error.into()),
     };
-    Ok(match settings.get("appendfsync").map(String::as_str) {
-        Some("always") => Durability::Synced,
+    let setting = |name: &str| settings.get(name).map(String::as_str);
+    Ok(match setting("appendfsync") {
+        Some("always") => match setting("no-appendfsync-on-rewrite") {
+            Some("no") => Durability::Synced,
+            other => {
+                notes.push(format!(
+                    "no-appendfsync-on-rewrite is {}: a power failure while the log is rewritten, or a snapshot made, loses what \
+                     came since that began; set it to no",
+                    other.unwrap_or("not known")
+                ));
+                Durability::Relaxed
+            }
+        },
         Some("everysec") => {
             notes.push("appendfsync is everysec: a crash loses the last second; set it to always".to_owned());
             Durability::Relaxed
