@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use corelane::testing::distributed::Queue;
 use corelane::{
-    Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, DistributedError, EnqueueOptions, GlobalLimits,
-    LaneError, LeaseToken, Leased, LocalDistributedQueue, Nack, PartitionConfig,
+    AckOutcome, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, DistributedError, EnqueueOptions,
+    GlobalLimits, LaneError, LeaseToken, Leased, LocalDistributedQueue, Nack, PartitionConfig,
 };
 use serde_json::json;
 
@@ -19,7 +19,8 @@ const LANES: [&str; 3] = ["a", "b b", "ü"];
 /// Makes so many calls, as the seed says, to a queue of [`PARTITIONS`] that is empty.
 pub(crate) async fn agrees_with_the_reference(queue: Queue, seed: u64, calls: usize) {
     let local: Queue = Arc::new(LocalDistributedQueue::new(PartitionConfig::round_robin(PARTITIONS)));
-    let mut world = World { chance: seed, sent: Vec::new(), leased: Vec::new(), both: [local, queue] };
+    let mut world =
+        World { chance: seed, sent: Vec::new(), leased: Vec::new(), ended: BTreeMap::new(), both: [local, queue] };
     for call in 0..calls {
         let (what, answers) = world.call().await;
         let [expected, got] = answers;
@@ -32,6 +33,8 @@ struct World {
     sent: Vec<CommandEnvelope>,
     /// What was taken, by the reference and by the other: their fences need not be the same.
     leased: Vec<[LeaseToken; 2]>,
+    /// What has ended these leases, by the reference's token.
+    ended: BTreeMap<(String, u64), (usize, bool)>,
     /// The reference, and the other.
     both: [Queue; 2],
 }
@@ -134,6 +137,9 @@ impl World {
     async fn settle(&mut self) -> (String, [String; 2]) {
         let Some(tokens) = self.lease() else { return Default::default() };
         let (how, failed) = (self.any(6), self.any(3) == 0);
+        let act = (how.min(3), how >= 3 && failed);
+        let lease = (tokens[0].command_id().to_owned(), tokens[0].fence());
+        let is_again = self.ended.get(&lease) == Some(&act);
         let mut answers = Vec::new();
         for (queue, token) in self.both.iter().zip(&tokens) {
             let command_id = token.command_id().to_owned();
@@ -145,6 +151,14 @@ impl World {
                 2 => queue.dead_letter(token, DeadReason::Failed("ü".to_owned())).await,
                 _ => queue.ack(token, result).await,
             };
+            let outcome = match outcome {
+                // Who does the same again may hear that it was done, for longer than the reference remembers it.
+                Ok(AckOutcome::LeaseLost) if is_again => Ok(AckOutcome::AlreadyApplied),
+                outcome => outcome,
+            };
+            if matches!(outcome, Ok(AckOutcome::Applied)) {
+                self.ended.insert(lease.clone(), act);
+            }
             let result = queue.result(token.command_id(), Duration::ZERO).await;
             answers.push(format!("{} {}", answer(outcome), answer(result)));
         }

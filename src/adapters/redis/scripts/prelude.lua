@@ -109,6 +109,11 @@ local function undelay(id, c)
   count(c.partition, 'delayed', -1)
 end
 
+-- Whether the queue is the one that who asks has opened: it is not there any more if the server was emptied meanwhile.
+local function is_as_opened(version, partitions)
+  return call('HGET', META, 'version') == version and call('HGET', META, 'partitions') == partitions
+end
+
 local function unlease(id, c)
   call('ZREM', TIMES, event_of('l', id, c))
   count(c.partition, 'leased', -1)
@@ -128,30 +133,41 @@ local function bury(id, c, reason)
   save(id, c)
 end
 
--- Its lease has ended by itself.
-local function back(id, c, at)
-  if c.deliveries >= c.max then
-    bury(id, c, '{"kind":"too_many_deliveries"}')
-  elseif c.expires and c.expires <= at then
+local function is_expired(c)
+  return c.expires and c.expires <= now
+end
+
+-- It is not leased any more: ready again, if there is time left.
+local function give_back(id, c, at)
+  if is_expired(c) then
     bury(id, c, '{"kind":"expired"}')
   else
     ready(id, c, at)
   end
 end
 
+-- Its lease has ended by itself.
+local function back(id, c, at)
+  if c.deliveries >= c.max then
+    bury(id, c, '{"kind":"too_many_deliveries"}')
+  else
+    give_back(id, c, at)
+  end
+end
+
 -- What can not be read is put aside as it is, and there is a dead letter in its place. `from` is what led to it.
 local function put_aside(id, partition, lane, from)
   call('HSET', DAMAGED, id, call('HGET', STATES, id) or '')
-  if from == 'l' then
-    count(partition, 'leased', -1)
-    count_leased(lane, -1)
-  elseif from == 'd' then
-    count(partition, 'delayed', -1)
-  end
   local c = {
     v = 1, partition = tonumber(partition), lane = lane, priority = 32, print = '', max = 20, fence = 0, settled = 0,
     deliveries = 0, retries = 0,
   }
+  -- What else was to happen to it tells how it stood: what led to it may be another thing.
+  if call('ZREM', TIMES, event_of('l', id, c)) == 1 or from == 'l' then
+    count(partition, 'leased', -1)
+    count_leased(lane, -1)
+  end
+  if call('ZREM', TIMES, event_of('d', id, c)) == 1 or from == 'd' then count(partition, 'delayed', -1) end
   bury(id, c, '{"kind":"undecodable","error":"its state can not be read: it was put aside"}')
 end
 

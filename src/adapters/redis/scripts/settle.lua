@@ -35,14 +35,28 @@ local function again(by, what)
   return by == what and 'again' or 'before'
 end
 
+-- A command that goes on has other leases later. What has ended this one is remembered beside it, for who does not hear of it.
+local function remember(id, fence, what)
+  local name = id .. '\n' .. digits(fence)
+  call('HSET', ENDED, name, cmsgpack.pack({what = what, ends = now + ID_MEMORY}))
+  forget_later('e', name, ID_MEMORY)
+end
+
+local function earlier(id, fence, what)
+  local ended = unpacked(call('HGET', ENDED, id .. '\n' .. digits(fence)))
+  return ended and ended.ends > now and ended.what == what and 'again' or 'lost'
+end
+
 local function settle(id, fence, what, reason, result, wait)
   local c = load(id)
   if not c then
     local ended = unpacked(call('HGET', ENDED, id))
-    return ended and ended.ends > now and ended.fence == fence and again('done', what) or 'lost'
+    if ended and ended.ends > now and ended.fence == fence then return again('done', what) end
+    return earlier(id, fence, what)
   end
   if c.standing ~= 'leased' or c.fence ~= fence then
-    return c.settled == fence and fence > 0 and again(c.by, what) or 'lost'
+    if c.settled == fence and fence > 0 then return again(c.by, what) end
+    return earlier(id, fence, what)
   end
   unlease(id, c)
   make_room(c.lane)
@@ -56,19 +70,20 @@ local function settle(id, fence, what, reason, result, wait)
     forget_later('r', id, c.keep)
     stirred = true
   end
+  if what ~= 'done' then remember(id, fence, what) end
   if what == 'done' then
     remove(id, c)
   elseif what == 'release' then
     c.deliveries = c.deliveries - 1
-    ready(id, c, now)
+    give_back(id, c, now)
   elseif what == 'retry' then
     c.retries = c.retries + 1
     if c.deliveries >= c.max then
       bury(id, c, reason)
-    elseif wait > 0 then
+    elseif wait > 0 and not is_expired(c) then
       delay(id, c, now + wait)
     else
-      ready(id, c, now)
+      give_back(id, c, now)
     end
   else
     bury(id, c, reason)
