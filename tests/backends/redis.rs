@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::conforms;
 use super::model::{PARTITIONS, agrees_with_the_reference};
-use super::proxy::Proxy;
+use super::proxy::{Fault, Proxy};
 use super::servers::redis::{Redis, SAFE};
 use super::servers::{Place, Server as _, free_port, installed};
 
@@ -98,6 +98,8 @@ fn durability_is_told_as_it_was_found() {
     let (durability, notes) = found(SAFE);
     assert_eq!(durability, Durability::Synced);
     assert!(notes.contains("Redis 7.") || notes.contains("Redis 8.") || notes.contains("Valkey"), "{notes}");
+    let (durability, notes) = found(&[SAFE, &["--no-appendfsync-on-rewrite", "yes"]].concat());
+    assert!(durability == Durability::Relaxed && notes.contains("no-appendfsync-on-rewrite is yes"), "{notes}");
     let (durability, notes) = found(&["--appendonly", "yes", "--appendfsync", "everysec"]);
     assert_eq!(durability, Durability::Relaxed);
     assert!(notes.contains("everysec"), "{notes}");
@@ -484,6 +486,7 @@ fn a_damaged_dead_letter_is_shown_and_can_be_discarded() {
     assert!(!block_on(queue.replay(&ids[0])).unwrap());
     assert!(block_on(queue.discard(&ids[0])).unwrap());
     assert_eq!(block_on(queue.dead_letters(DeadPage::first(10))).unwrap().len(), 1);
+    assert_eq!(block_on(queue.depth(0)).unwrap().dead, 1);
 }
 
 /// Any byte of any state: no call fails for that, and what is undamaged comes.
@@ -549,6 +552,176 @@ fn a_damaged_lease_gives_its_room_back() {
     let taken = block_on(queue.dequeue_leased(0, claim())).unwrap();
     assert_eq!((taken.len(), &taken[0].envelope.id), (1, &ids[1]));
     assert_eq!(block_on(queue.depth(0)).unwrap().dead, 1);
+}
+
+#[test]
+fn a_damaged_lease_whose_command_expires_first_gives_its_room_back() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let queue = connect(server.url());
+    block_on(queue.set_limits("query", GlobalLimits::none().max_leased(1))).unwrap();
+    let sent = envelope(0);
+    let terms = EnqueueOptions::new().expires_after(Duration::from_millis(300));
+    block_on(queue.enqueue_with(sent.clone(), terms.clone())).unwrap();
+    let claim = || Claim::new(5).lease(Duration::from_secs(60)).wait(Duration::from_secs(10));
+    assert_eq!(block_on(queue.dequeue_leased(0, claim())).unwrap().len(), 1);
+    server.say::<()>(&["HSET", "corelane:{corelane}:states", &sent.id, "not a record"]);
+    let other = put(&queue, 1);
+    let taken = block_on(queue.dequeue_leased(0, claim())).unwrap();
+    assert_eq!((taken.len(), &taken[0].envelope.id), (1, &other));
+    let late = envelope(2);
+    block_on(queue.enqueue_with(late.clone(), terms.delay(Duration::from_secs(60)))).unwrap();
+    server.say::<()>(&["HSET", "corelane:{corelane}:states", &late.id, "not a record"]);
+    std::thread::sleep(Duration::from_millis(400));
+    let depth = block_on(queue.depth(0)).unwrap();
+    assert_eq!((depth.ready, depth.delayed, depth.leased, depth.dead), (0, 0, 1, 2));
+    assert_eq!(server.say::<i64>(&["ZCARD", "corelane:{corelane}:times"]), 1, "the end of the other's lease");
+}
+
+#[test]
+fn what_is_not_leased_when_its_time_is_over_expires_however_it_comes_back() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let (queue, other) = (connect(server.url()), connect(server.url()));
+    let terms = EnqueueOptions::new().expires_after(Duration::from_millis(500));
+    for number in 0..5 {
+        block_on(queue.enqueue_with(envelope(number), terms.clone())).unwrap();
+    }
+    let lease = |of: &RedisDistributedQueue, max: usize, lease: Duration| {
+        block_on(of.dequeue_leased(0, Claim::new(max).lease(lease))).unwrap()
+    };
+    assert_eq!(lease(&queue, 1, Duration::from_millis(700)).len(), 1);
+    let given_back = lease(&queue, 3, Duration::from_secs(60));
+    assert_eq!((given_back.len(), lease(&other, 1, Duration::from_secs(60)).len()), (3, 1));
+    std::thread::sleep(Duration::from_millis(900));
+    let retry = |delay| Nack::RetryAfter { delay, error: "again".to_owned() };
+    let ways = [Nack::Release, retry(Duration::ZERO), retry(Duration::from_secs(60))];
+    for (leased, nack) in given_back.iter().zip(ways) {
+        assert_eq!(block_on(queue.nack(&leased.token, nack)).unwrap(), AckOutcome::Applied);
+    }
+    block_on(other.close(Duration::from_secs(5))).unwrap();
+    assert!(take(&queue, 10).is_empty());
+    let letters = block_on(queue.dead_letters(DeadPage::first(10))).unwrap();
+    assert_eq!(letters.len(), 5);
+    assert!(letters.iter().all(|letter| letter.reason == DeadReason::Expired), "{letters:?}");
+}
+
+#[test]
+fn who_gives_back_again_hears_that_it_was_done_also_after_others_had_it() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let (queue, other) = (connect(server.url()), connect(server.url()));
+    let retry = Nack::RetryAfter { delay: Duration::ZERO, error: "again".to_owned() };
+    for nack in [Nack::Release, retry] {
+        put(&queue, 1);
+        let first = take(&queue, 1).remove(0).token;
+        let give_back = || block_on(queue.nack(&first, nack.clone())).unwrap();
+        assert_eq!(give_back(), AckOutcome::Applied);
+        let second = take(&other, 1).remove(0).token;
+        assert_eq!(give_back(), AckOutcome::AlreadyApplied);
+        assert_eq!(block_on(other.nack(&second, Nack::Release)).unwrap(), AckOutcome::Applied);
+        assert_eq!(give_back(), AckOutcome::AlreadyApplied, "another lease has ended since");
+        let third = take(&other, 1).remove(0).token;
+        assert_eq!(ack(&queue, &first), AckOutcome::LeaseLost, "that is something else");
+        assert_eq!(ack(&other, &third), AckOutcome::Applied);
+        assert_eq!(give_back(), AckOutcome::AlreadyApplied, "the command has ended since");
+    }
+}
+
+#[test]
+fn who_closes_waits_for_calls_on_their_way() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let proxy = Proxy::start(server.port());
+    let queue = connect(server.url_at(proxy.port()));
+    let slow = Duration::from_millis(600);
+    proxy.set(Fault::Delay { to_server: Duration::ZERO, to_client: slow, jitter: Duration::ZERO });
+    std::thread::scope(|scope| {
+        let putting = scope.spawn(|| block_on(queue.enqueue(envelope(1))));
+        std::thread::sleep(Duration::from_millis(200));
+        block_on(queue.close(Duration::from_secs(20))).unwrap();
+        putting.join().unwrap().expect("it was accepted, and who sent it hears so");
+    });
+    match block_on(queue.enqueue(envelope(2))) {
+        Err(LaneError::Distributed(DistributedError::Closed)) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(take(&connect(server.url()), 10).len(), 1);
+}
+
+#[test]
+fn a_call_that_is_not_waited_for_when_the_handle_closes_is_not_said_to_be_refused() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let queue = connect(server.url());
+    put(&queue, 1);
+    server.signal("-STOP");
+    std::thread::scope(|scope| {
+        let putting = scope.spawn(|| block_on(queue.enqueue(envelope(2))));
+        std::thread::sleep(Duration::from_millis(200));
+        let begun = Instant::now();
+        // There is nothing that the server had to be told.
+        block_on(queue.close(Duration::from_millis(300))).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        match putting.join().unwrap() {
+            Err(LaneError::Distributed(DistributedError::OutcomeUnknown { .. })) => {}
+            other => panic!("{other:?}"),
+        }
+    });
+    server.signal("-CONT");
+}
+
+#[test]
+fn letters_are_given_once_also_where_some_go_in_between() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let proxy = Proxy::start(server.port());
+    let (queue, slow) = (connect(server.url()), connect(server.url_at(proxy.port())));
+    let ids: Vec<_> = (0..300).map(|number| put(&queue, number)).collect();
+    for leased in take(&queue, 300) {
+        block_on(queue.dead_letter(&leased.token, DeadReason::Expired)).unwrap();
+    }
+    block_on(slow.dead_letters(DeadPage::first(1))).unwrap();
+    let wait = Duration::from_millis(600);
+    proxy.set(Fault::Delay { to_server: Duration::ZERO, to_client: wait, jitter: Duration::ZERO });
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| block_on(slow.dead_letters(DeadPage::first(1000))).unwrap());
+        std::thread::sleep(Duration::from_millis(300));
+        // The last one of the first script's.
+        assert!(block_on(queue.discard(&ids[127])).unwrap());
+        let read: Vec<_> = reading.join().unwrap().into_iter().map(|letter| letter.envelope.id).collect();
+        assert_eq!(read, ids);
+    });
+}
+
+#[test]
+fn a_url_that_switches_checks_off_is_refused() {
+    for url in ["rediss://127.0.0.1:1/#insecure", "redis://127.0.0.1:1#insecure"] {
+        match block_on(RedisDistributedQueue::connect(url)) {
+            Err(LaneError::ConfigError(errors)) => assert!(errors.to_string().contains("fragment"), "{errors}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_server_that_was_emptied_has_the_queue_again() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let queue = connect(server.url());
+    put(&queue, 1);
+    server.say::<()>(&["FLUSHALL"]);
+    put(&queue, 2);
+    assert_eq!(take(&connect(server.url()), 10).len(), 1, "another one can open it");
+    server.say::<()>(&["FLUSHALL"]);
+    block_on(queue.set_limits("query", GlobalLimits::none().max_leased(1))).unwrap();
+    connect(server.url());
+    server.say::<()>(&["FLUSHALL"]);
+    connect(RemoteOptions::new(server.url()).partitions(PartitionConfig::hash(3)));
+    match block_on(queue.enqueue(envelope(3))) {
+        Err(LaneError::Distributed(DistributedError::PartitionMismatch { stored: 3, given: 1 })) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Does something of everything.
@@ -672,6 +845,32 @@ fn what_is_due_at_once_keeps_its_order() {
     let first = take(&queue, 1);
     assert_eq!(first[0].envelope.payload["number"], 1000, "all that is due has its place before one is taken");
     assert_eq!(take(&queue, 1000).len(), 300);
+}
+
+#[test]
+fn what_comes_stands_behind_all_that_was_due() {
+    needs_redis!();
+    let server = Redis::with(SAFE);
+    let queue = connect(server.url());
+    let given_up = put(&queue, 0);
+    block_on(queue.dead_letter(&take(&queue, 1)[0].token, DeadReason::Expired)).unwrap();
+    let late = || {
+        let terms = EnqueueOptions::new().delay(Duration::from_millis(500));
+        let commands = (0..300).map(|number| (envelope(number), terms.clone())).collect();
+        assert!(block_on(queue.enqueue_batch(commands)).into_iter().all(|receipt| receipt.is_ok()));
+        std::thread::sleep(Duration::from_millis(900));
+    };
+    let last = || {
+        let taken = take(&queue, 1000);
+        taken.iter().for_each(|leased| assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied));
+        (taken.len(), taken.last().map(|leased| leased.envelope.id.clone()))
+    };
+    late();
+    let sent = put(&queue, 1);
+    assert_eq!(last(), (301, Some(sent)));
+    late();
+    assert!(block_on(queue.replay(&given_up)).unwrap());
+    assert_eq!(last(), (301, Some(given_up)));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use self::connection::Connection;
 use self::queue::{Incoming, Queue, Settlement};
-use super::remote::{RemoteOptions, Thread};
+use super::remote::{Gone, RemoteOptions, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
     DistributedQueue, EnqueueOptions, GlobalLimits, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
@@ -52,6 +52,7 @@ const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// | `appendonly` | `appendfsync` | durability |
 /// |---|---|---|
 /// | yes | always | [`Synced`](crate::Durability::Synced): what was acknowledged is on the server's disk |
+/// | yes | always, but `no-appendfsync-on-rewrite` is yes, or not known | `Relaxed`: not so while the log is rewritten |
 /// | yes | everysec | [`Relaxed`](crate::Durability::Relaxed): a crash may lose the last second |
 /// | yes | no | `Relaxed`: a power failure may lose what the system has not written yet |
 /// | yes | not known: the user may not `CONFIG GET` | [`Memory`](crate::Durability::Memory), with a note |
@@ -66,8 +67,8 @@ const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 ///
 /// # What it costs
 ///
-/// A command takes about 1 KB of the server's memory besides its payload; after its end, 200 bytes for
-/// [`ID_MEMORY`](crate::ID_MEMORY).
+/// A command takes about 1 KB of the server's memory besides its payload; after its end, and each
+/// time that a worker gives it back or up, 200 bytes for [`ID_MEMORY`](crate::ID_MEMORY).
 ///
 /// A script does at most 128 commands; larger batches are several, each with the time of a call. Where one of them fails, the
 /// rest is not sent. Taking of all lanes looks at each lane that has something: name
@@ -123,8 +124,19 @@ impl RedisDistributedQueue {
         T: Send + 'static,
         Work: Future<Output = T> + Send + 'static,
     {
-        self.shared.check_open()?;
-        self.thread.run(work(Arc::clone(&self.shared))).await.map_err(|_| DistributedError::Closed)
+        let call = self.shared.begin()?;
+        let work = work(Arc::clone(&self.shared));
+        let done = self.thread.run(async move {
+            let _closing_waits = call;
+            work.await
+        });
+        done.await.map_err(|Gone| self.gone())
+    }
+
+    /// The thread has ended before the call: the server may have heard of it.
+    fn gone(&self) -> DistributedError {
+        let cause = "the queue was closed, and did not wait for the answer".to_owned();
+        DistributedError::OutcomeUnknown { server: self.shared.connection.server().to_owned(), cause }
     }
 
     /// As [`RedisDistributedQueue::tell`], of what may fail.
@@ -163,7 +175,7 @@ impl RedisDistributedQueue {
 
     async fn settle(&self, settlement: Settlement) -> Result<AckOutcome> {
         let mut outcomes = self.tell(|shared| async move { shared.settle_all(vec![settlement]).await }).await?;
-        outcomes.pop().unwrap_or_else(|| Err(DistributedError::Closed.into()))
+        outcomes.pop().unwrap_or_else(|| Err(self.gone().into()))
     }
 }
 
@@ -234,7 +246,7 @@ impl DistributedQueue for RedisDistributedQueue {
 
     async fn enqueue_with(&self, envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Receipt> {
         let mut receipts = self.enqueue_batch(vec![(envelope, options)]).await;
-        receipts.pop().unwrap_or_else(|| Err(DistributedError::Closed.into()))
+        receipts.pop().unwrap_or_else(|| Err(self.gone().into()))
     }
 
     async fn enqueue_batch(&self, commands: Vec<(CommandEnvelope, EnqueueOptions)>) -> Vec<Result<Receipt>> {
@@ -256,31 +268,32 @@ impl DistributedQueue for RedisDistributedQueue {
         let sent = self.tell(|shared| async move { shared.enqueue(good).await }).await;
         let mut sent = sent.unwrap_or_else(|closed| all(many, &closed)).into_iter();
         let next = |refused: Option<Result<Receipt>>| {
-            refused.or_else(|| sent.next()).unwrap_or_else(|| Err(DistributedError::Closed.into()))
+            refused.or_else(|| sent.next()).unwrap_or_else(|| Err(self.gone().into()))
         };
         receipts.into_iter().map(next).collect()
     }
 
     async fn dequeue_leased(&self, partition_id: PartitionId, claim: Claim) -> Result<Vec<Leased>> {
-        self.shared.check_open()?;
+        let call = self.shared.begin()?;
         self.check_partition(partition_id)?;
         check_lease(claim.lease)?;
         self.listen_for(claim.wait);
         let (answer, taken) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
         self.thread.spawn(async move {
+            let _closing_waits = call;
             let claimed = shared.claim(partition_id, claim, || !answer.is_closed()).await;
             // Nobody waits for it any more: others may have it.
             if let Err(Ok(unwanted)) = answer.send(claimed) {
                 shared.release(unwanted).await;
             }
         });
-        Ok(taken.await.map_err(|_| DistributedError::Closed)??)
+        Ok(taken.await.map_err(|_| self.gone())??)
     }
 
     async fn extend(&self, token: &LeaseToken, lease: Duration) -> Result<()> {
         let mut extended = self.extend_batch(std::slice::from_ref(token), lease).await;
-        extended.pop().unwrap_or_else(|| Err(DistributedError::Closed.into()))
+        extended.pop().unwrap_or_else(|| Err(self.gone().into()))
     }
 
     async fn extend_batch(&self, tokens: &[LeaseToken], lease: Duration) -> Vec<Result<()>> {
@@ -326,11 +339,15 @@ impl DistributedQueue for RedisDistributedQueue {
     }
 
     async fn result(&self, command_id: &str, wait: Duration) -> Result<Option<CommandResult>> {
-        self.shared.check_open()?;
+        let call = self.shared.begin()?;
         self.listen_for(wait);
         let (shared, command_id) = (Arc::clone(&self.shared), command_id.to_owned());
-        let found = self.thread.run_while_awaited(async move { shared.result(command_id, wait).await }).await;
-        Ok(found.map_err(|_| DistributedError::Closed)??)
+        let found = self.thread.run_while_awaited(async move {
+            let _closing_waits = call;
+            shared.result(command_id, wait).await
+        });
+        // Nothing was to be changed.
+        Ok(found.await.map_err(|Gone| DistributedError::Closed)??)
     }
 
     async fn set_limits(&self, lane_id: &str, limits: GlobalLimits) -> Result<()> {
@@ -356,7 +373,7 @@ impl DistributedQueue for RedisDistributedQueue {
         let shared = Arc::clone(&self.shared);
         let released = self.thread.run(async move { shared.release_all(grace).await }).await;
         self.thread.end();
-        Ok(released.map_err(|_| DistributedError::Closed)??)
+        Ok(released.map_err(|Gone| self.gone())??)
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use redis::{FromRedisValue, Value, from_redis_value};
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock};
 use tokio::time::timeout;
 
 use super::connection::{Connection, Repeat};
@@ -48,8 +48,9 @@ pub(super) struct Queue {
     listens: AtomicBool,
     hears: AtomicBool,
     closed: AtomicBool,
-    /// Claims that are on their way share it; who closes waits for them, so that what they take is released as well.
-    claiming: RwLock<()>,
+    /// Calls that are on their way share it; who closes waits for them: so that each hears what became of it, and what claims
+    /// take is released as well.
+    calls: Arc<RwLock<()>>,
 }
 
 /// The leases that this handle has.
@@ -119,7 +120,7 @@ impl Queue {
             listens: AtomicBool::new(false),
             hears: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            claiming: RwLock::new(()),
+            calls: Arc::default(),
         }
     }
 
@@ -127,6 +128,13 @@ impl Queue {
     pub(super) fn check_open(&self) -> Result<(), DistributedError> {
         // ORDERING: who was told that it is closed has been told by other means.
         if self.closed.load(Ordering::Relaxed) { Err(DistributedError::Closed) } else { Ok(()) }
+    }
+
+    /// A call begins, if calls are taken. It ends when what this gives is dropped.
+    pub(super) fn begin(&self) -> Result<OwnedRwLockReadGuard<()>, DistributedError> {
+        self.check_open()?;
+        // Who closes has it, or waits for it.
+        Arc::clone(&self.calls).try_read_owned().map_err(|_| DistributedError::Closed)
     }
 
     /// No calls are taken from now on. Whether any were before.
@@ -171,16 +179,45 @@ impl Queue {
         Ok((self.read(answer.value)?, answer.repeated))
     }
 
+    /// As [`Queue::run`], of a script that puts something in: in its turn, and where the queue is there.
+    async fn put<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        args: &[Vec<u8>],
+        deadline: Tick,
+    ) -> Result<(T, bool), DistributedError> {
+        loop {
+            let answer = self.connection.run(script, args, deadline, Repeat::Yes).await?;
+            match &answer.value {
+                // Nothing was put in yet: the server first does what is due.
+                Value::BulkString(word) if word == b"more" => {}
+                // The server was emptied.
+                Value::BulkString(word) if word == b"open" => self.make(deadline).await?,
+                _ => return Ok((self.read(answer.value)?, answer.repeated)),
+            }
+        }
+    }
+
     fn read<T: FromRedisValue>(&self, value: Value) -> Result<T, DistributedError> {
         from_redis_value(value).map_err(|error| self.connection.strange(&error.to_string()))
     }
 
     /// Connects, and looks at what is there.
     pub(super) async fn open(&self) -> Result<(), DistributedError> {
-        let given = self.settings.partitions.num_partitions;
         let deadline = now().plus(self.settings.connect_timeout);
         self.connection.get(deadline).await?;
-        let args = [text(QUEUE_VERSION), text(given)];
+        self.make(deadline).await
+    }
+
+    /// What the queue is made with.
+    fn made_with(&self) -> [Vec<u8>; 2] {
+        [text(QUEUE_VERSION), text(self.settings.partitions.num_partitions)]
+    }
+
+    /// Makes the queue where there is none. One that is there must have been made with the same.
+    async fn make(&self, deadline: Tick) -> Result<(), DistributedError> {
+        let given = self.settings.partitions.num_partitions;
+        let args = self.made_with();
         let ((version, partitions), _): ((String, String), _) = self.run(&scripts::OPEN, &args, deadline).await?;
         if version != QUEUE_VERSION {
             let (found, supported) = (version, QUEUE_VERSION.to_owned());
@@ -214,7 +251,8 @@ impl Queue {
         batch: &[Incoming],
         deadline: Tick,
     ) -> Result<Vec<Result<Receipt, DistributedError>>, DistributedError> {
-        let mut args = Vec::with_capacity(12 * batch.len());
+        let mut args = Vec::with_capacity(2 + 12 * batch.len());
+        args.extend(self.made_with());
         for Incoming { envelope, options, partition, record } in batch {
             args.extend([
                 text(&envelope.id),
@@ -231,7 +269,7 @@ impl Queue {
                 record.clone(),
             ]);
         }
-        let (answers, repeated): (Vec<(String, String)>, _) = self.run(&scripts::ENQUEUE, &args, deadline).await?;
+        let (answers, repeated): (Vec<(String, String)>, _) = self.put(&scripts::ENQUEUE, &args, deadline).await?;
         if answers.len() != batch.len() {
             return Err(self.connection.strange("not as many receipts as commands"));
         }
@@ -266,11 +304,8 @@ impl Queue {
         loop {
             // Listened before it is looked at: so what comes meanwhile is not missed.
             let stirred = self.stirred.notified();
-            let claimed = {
-                let _closing_waits = self.claiming.read().await;
-                self.check_open()?;
-                self.claim_batch(partition, &mut claim, &mut leased).await
-            };
+            self.check_open()?;
+            let claimed = self.claim_batch(partition, &mut claim, &mut leased).await;
             // Then all that was taken is released.
             self.check_open()?;
             let (more, again) = match claimed {
@@ -374,8 +409,8 @@ impl Queue {
     pub(super) async fn release_all(&self, grace: Duration) -> Result<(), DistributedError> {
         let deadline = now().plus(grace);
         self.stir();
-        // Waited for in vain, what a claim still takes comes back when its leases end.
-        let _claims_are_over = timeout(grace, self.claiming.write()).await;
+        // Waited for in vain, calls do not hear what became of them, and what a claim still takes comes back when its leases end.
+        let _calls_are_over = timeout(grace, self.calls.write()).await;
         let held = std::mem::take(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner).leases);
         let settlements = held.into_values().map(|(token, _)| Settlement::nack(token, Nack::Release)).collect();
         self.settle(settlements, Some(deadline)).await.into_iter().try_for_each(|outcome| outcome.map(drop))
@@ -478,24 +513,26 @@ impl Queue {
 
     pub(super) async fn letters(&self, page: DeadPage) -> Result<Vec<RemoteDeadLetter>, DistributedError> {
         let deadline = self.deadline();
-        let mut after = page.after.unwrap_or_default();
+        let after = page.after.unwrap_or_default();
+        // From then on by their numbers: these are in order also where letters go in between.
+        let mut number = String::new();
         let mut letters = Vec::new();
         while letters.len() < page.limit {
             let many = (page.limit - letters.len()).min(BATCH_MAX);
-            let args = [text(many), text(&after), text(BATCH_BYTES_MAX)];
+            let args = [text(many), text(&after), text(&number), text(BATCH_BYTES_MAX)];
             let ((last, more), _): ((String, Vec<Letter>), _) = self.run(&scripts::LETTERS, &args, deadline).await?;
             letters.extend(more.into_iter().map(read_letter));
             if last.is_empty() {
                 break;
             }
-            after = last;
+            number = last;
         }
         Ok(letters)
     }
 
     /// Whether there was a dead letter, of which this was done.
     async fn of_letter(&self, script: &Script, command_id: &str) -> Result<bool, DistributedError> {
-        let (was_there, repeated): (bool, _) = self.run(script, &[text(command_id)], self.deadline()).await?;
+        let (was_there, repeated): (bool, _) = self.put(script, &[text(command_id)], self.deadline()).await?;
         if repeated && !was_there {
             // Either it never was, or the attempt that nobody heard has done it.
             let cause = "the connection was lost, and there is no such dead letter now".to_owned();
@@ -523,6 +560,7 @@ impl Queue {
         let mut poll = Backoff::between(POLL_FIRST, POLL_LAST);
         loop {
             let stirred = self.stirred.notified();
+            self.check_open()?;
             let args = [text(&command_id)];
             let (kept, _): (Option<Vec<u8>>, _) = self.run(&scripts::RESULT, &args, self.deadline()).await?;
             if let Some(kept) = kept {
@@ -539,7 +577,8 @@ impl Queue {
     }
 
     pub(super) async fn set_limits(&self, lane_id: String, limits: GlobalLimits) -> Result<(), DistributedError> {
-        let mut args = vec![text(lane_id), limits.max_leased.map_or_else(|| text(-1), text)];
+        let mut args = self.made_with().to_vec();
+        args.extend([text(lane_id), limits.max_leased.map_or_else(|| text(-1), text)]);
         match limits.rate.filter(|rate| !rate.is_unlimited()) {
             None => args.push(Vec::new()),
             Some(rate) if rate.algorithm == RateAlgorithm::SlidingWindow => {
@@ -550,7 +589,7 @@ impl Queue {
                 args.extend([text("bucket"), text(interval), text(rate.burst.unwrap_or(rate.max_commands))]);
             }
         }
-        let _: (i64, _) = self.run(&scripts::LIMITS, &args, self.deadline()).await?;
+        let _: (i64, _) = self.put(&scripts::LIMITS, &args, self.deadline()).await?;
         self.stir();
         Ok(())
     }

@@ -1,8 +1,12 @@
--- Puts commands into the queue: one answer for each.
--- ARGV: twelve for each: id, fingerprint, partition, lane, priority, delay, expires after (-1: never), deliveries, keep the
+-- Puts commands into the queue: one answer for each. Or 'open' if the queue is not there any more, 'more' if there is more to do
+-- before: then nothing was put in.
+-- ARGV: version, partitions, then twelve for each: id, fingerprint, partition, lane, priority, delay, expires after (-1: never), deliveries, keep the
 -- result for (-1: not), idempotency key ('': none), retries, the command itself. Times in microseconds.
 
-advance(128)
+if not is_as_opened(ARGV[1], ARGV[2]) then return 'open' end
+
+-- What is due stands before what comes now.
+if not advance(128) then return 'more' end
 
 local function duplicate(id, print, key)
   local known
@@ -55,7 +59,7 @@ local function accept(id, print, partition, lane, priority, wait, expires, max, 
 end
 
 local receipts = {}
-for i = 1, #ARGV, 12 do
+for i = 3, #ARGV, 12 do
   local receipt = duplicate(ARGV[i], ARGV[i + 1], ARGV[i + 9])
   receipts[#receipts + 1] = receipt or accept(unpack(ARGV, i, i + 11))
 end

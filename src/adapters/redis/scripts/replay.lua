@@ -1,5 +1,7 @@
--- Makes a dead letter's command ready again, behind all that is there. 1 if there was one.
+-- Makes a dead letter's command ready again, behind all that is there. 1 if there was one. Or 'more' if there is more to do before.
 -- ARGV: id.
+
+if not advance(128) then return 'more' end
 
 local id = ARGV[1]
 local c = load(id)
