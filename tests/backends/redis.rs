@@ -561,7 +561,7 @@ fn a_damaged_lease_whose_command_expires_first_gives_its_room_back() {
     let queue = connect(server.url());
     block_on(queue.set_limits("query", GlobalLimits::none().max_leased(1))).unwrap();
     let sent = envelope(0);
-    let terms = EnqueueOptions::new().expires_after(Duration::from_millis(300));
+    let terms = EnqueueOptions::new().expires_after(Duration::from_secs(1));
     block_on(queue.enqueue_with(sent.clone(), terms.clone())).unwrap();
     let claim = || Claim::new(5).lease(Duration::from_secs(60)).wait(Duration::from_secs(10));
     assert_eq!(block_on(queue.dequeue_leased(0, claim())).unwrap().len(), 1);
@@ -572,7 +572,7 @@ fn a_damaged_lease_whose_command_expires_first_gives_its_room_back() {
     let late = envelope(2);
     block_on(queue.enqueue_with(late.clone(), terms.delay(Duration::from_secs(60)))).unwrap();
     server.say::<()>(&["HSET", "corelane:{corelane}:states", &late.id, "not a record"]);
-    std::thread::sleep(Duration::from_millis(400));
+    std::thread::sleep(Duration::from_millis(1100));
     let depth = block_on(queue.depth(0)).unwrap();
     assert_eq!((depth.ready, depth.delayed, depth.leased, depth.dead), (0, 0, 1, 2));
     assert_eq!(server.say::<i64>(&["ZCARD", "corelane:{corelane}:times"]), 1, "the end of the other's lease");
@@ -583,17 +583,17 @@ fn what_is_not_leased_when_its_time_is_over_expires_however_it_comes_back() {
     needs_redis!();
     let server = Redis::with(SAFE);
     let (queue, other) = (connect(server.url()), connect(server.url()));
-    let terms = EnqueueOptions::new().expires_after(Duration::from_millis(500));
+    let terms = EnqueueOptions::new().expires_after(Duration::from_secs(1));
     for number in 0..5 {
         block_on(queue.enqueue_with(envelope(number), terms.clone())).unwrap();
     }
     let lease = |of: &RedisDistributedQueue, max: usize, lease: Duration| {
         block_on(of.dequeue_leased(0, Claim::new(max).lease(lease))).unwrap()
     };
-    assert_eq!(lease(&queue, 1, Duration::from_millis(700)).len(), 1);
+    assert_eq!(lease(&queue, 1, Duration::from_millis(1200)).len(), 1);
     let given_back = lease(&queue, 3, Duration::from_secs(60));
     assert_eq!((given_back.len(), lease(&other, 1, Duration::from_secs(60)).len()), (3, 1));
-    std::thread::sleep(Duration::from_millis(900));
+    std::thread::sleep(Duration::from_millis(1500));
     let retry = |delay| Nack::RetryAfter { delay, error: "again".to_owned() };
     let ways = [Nack::Release, retry(Duration::ZERO), retry(Duration::from_secs(60))];
     for (leased, nack) in given_back.iter().zip(ways) {
@@ -638,7 +638,10 @@ fn who_closes_waits_for_calls_on_their_way() {
     proxy.set(Fault::Delay { to_server: Duration::ZERO, to_client: slow, jitter: Duration::ZERO });
     std::thread::scope(|scope| {
         let putting = scope.spawn(|| block_on(queue.enqueue(envelope(1))));
-        std::thread::sleep(Duration::from_millis(200));
+        while server.say::<i64>(&["HLEN", "corelane:{corelane}:commands"]) == 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // It is in, and the answer is on its way.
         block_on(queue.close(Duration::from_secs(20))).unwrap();
         putting.join().unwrap().expect("it was accepted, and who sent it hears so");
     });
@@ -658,7 +661,7 @@ fn a_call_that_is_not_waited_for_when_the_handle_closes_is_not_said_to_be_refuse
     server.signal("-STOP");
     std::thread::scope(|scope| {
         let putting = scope.spawn(|| block_on(queue.enqueue(envelope(2))));
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(500));
         let begun = Instant::now();
         // There is nothing that the server had to be told.
         block_on(queue.close(Duration::from_millis(300))).unwrap();
@@ -689,8 +692,12 @@ fn letters_are_given_once_also_where_some_go_in_between() {
         std::thread::sleep(Duration::from_millis(300));
         // The last one of the first script's.
         assert!(block_on(queue.discard(&ids[127])).unwrap());
-        let read: Vec<_> = reading.join().unwrap().into_iter().map(|letter| letter.envelope.id).collect();
-        assert_eq!(read, ids);
+        let read = reading.join().unwrap().into_iter().map(|letter| letter.envelope.id);
+        let is_another = |id: &String| *id != ids[127];
+        assert_eq!(
+            read.filter(is_another).collect::<Vec<_>>(),
+            ids.iter().cloned().filter(is_another).collect::<Vec<_>>()
+        );
     });
 }
 

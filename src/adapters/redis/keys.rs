@@ -11,7 +11,7 @@
 //! | `counts` | hash | how many are delayed, leased, dead in a partition; leased of a lane |
 //! | `dead` | sorted set | ids of dead letters, in the order in which they have died |
 //! | `keyed` | hash | idempotency key: its command |
-//! | `ended` | hash | id of a command that is gone: its last fence; id and fence of a lease of one that goes on: what has ended it; for who asks again |
+//! | `ended` | hash | id of a command that is gone: its last fence; id and fence of a lease: what has ended it |
 //! | `results` | hash | id: how it has ended |
 //! | `forget` | sorted set | what of the three before is to be forgotten, by its time |
 //! | `limits` | hash | lane: its limits, and what was taken of its rate |

@@ -133,9 +133,10 @@ impl RedisDistributedQueue {
         done.await.map_err(|Gone| self.gone())
     }
 
-    /// The thread has ended before the call: the server may have heard of it.
+    /// The thread has given a call up: the server may have heard of it.
     fn gone(&self) -> DistributedError {
-        let cause = "the queue was closed, and did not wait for the answer".to_owned();
+        let cause =
+            "it was given up: the handle was closed before the answer came, or something has panicked".to_owned();
         DistributedError::OutcomeUnknown { server: self.shared.connection.server().to_owned(), cause }
     }
 
