@@ -594,6 +594,8 @@ fn what_is_not_leased_when_its_time_is_over_expires_however_it_comes_back() {
     let given_back = lease(&queue, 3, Duration::from_secs(60));
     assert_eq!((given_back.len(), lease(&other, 1, Duration::from_secs(60)).len()), (3, 1));
     std::thread::sleep(Duration::from_millis(1500));
+    // What was due is done: that they are leased is seen when their time is over.
+    block_on(queue.depth(0)).unwrap();
     let retry = |delay| Nack::RetryAfter { delay, error: "again".to_owned() };
     let ways = [Nack::Release, retry(Duration::ZERO), retry(Duration::from_secs(60))];
     for (leased, nack) in given_back.iter().zip(ways) {
