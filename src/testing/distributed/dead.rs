@@ -249,6 +249,8 @@ async fn what_is_given_back_after_its_time_expires(world: World) {
     let id = put_with(&queue, 1, EnqueueOptions::new().expires_after(Duration::from_secs(1))).await;
     let leased = world.take_one(&queue).await;
     super::sleep(Duration::from_millis(1300)).await;
+    // Has the queue look at what is over, where it does that when it is asked.
+    queue.depth(0).await.unwrap();
     super::release(&queue, &leased.token).await;
     expires_unseen(&world, &queue, &id).await;
 }
