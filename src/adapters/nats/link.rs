@@ -202,6 +202,7 @@ impl Call {
 
     fn given_up(&self, sent: bool, cause: String) -> DistributedError {
         let server = self.link.server.clone();
+        let cause = if cause.is_empty() { "it has not answered in time".to_owned() } else { cause };
         // Said beside the answers: which question it was about, it does not tell.
         let denied = self.link.seen.borrow().denied.clone();
         if let Some((_, cause)) = denied.filter(|(when, _)| *when >= self.begun) {

@@ -368,6 +368,18 @@ fn result(token: &LeaseToken, result: std::result::Result<serde_json::Value, Str
     CommandResult { command_id, result, worker_id: "a worker".to_owned(), duration_ms: 1 }
 }
 
+/// Asks until there is an answer: the machine may be busy, and calls of these tests have little time.
+fn insist<T, Asked: Future<Output = corelane::Result<T>>>(what: &str, ask: impl Fn() -> Asked) -> T {
+    let give_up = Instant::now() + Duration::from_secs(30);
+    loop {
+        match block_on(ask()) {
+            Ok(answer) => return answer,
+            Err(LaneError::Distributed(error)) if error.is_transient() && Instant::now() < give_up => {}
+            Err(error) => panic!("{what} says: {error}"),
+        }
+    }
+}
+
 /// Ends all that is there, and says what is left then.
 fn settle(queue: &Queue) {
     let give_up = Instant::now() + Duration::from_secs(30);
@@ -391,21 +403,16 @@ fn settle(queue: &Queue) {
                 let ((id, fence), answer) = (tried(leased), answer_of(outcome, Act::Ack));
                 report(&Event::Tried { id, fence, what: Act::Ack, begun, ended, answer });
             }
-            match block_on(queue.depth(partition)) {
-                Ok(depth) => {
-                    ready += depth.ready;
-                    delayed += depth.delayed;
-                    leased += depth.leased;
-                    dead += depth.dead;
-                }
-                Err(error) => panic!("depth says: {error}"),
-            }
+            let depth = insist("depth", || queue.depth(partition));
+            ready += depth.ready;
+            delayed += depth.delayed;
+            leased += depth.leased;
+            dead += depth.dead;
         }
     }
     let mut page = DeadPage::first(100);
     loop {
-        let letters =
-            block_on(queue.dead_letters(page.clone())).unwrap_or_else(|error| panic!("dead_letters: {error}"));
+        let letters = insist("dead_letters", || queue.dead_letters(page.clone()));
         for letter in &letters {
             let failed = !matches!(letter.reason, DeadReason::TooManyDeliveries);
             report(&Event::Letter { id: letter.envelope.id.clone(), failed, deliveries: letter.deliveries });
