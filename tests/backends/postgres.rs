@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use corelane::testing::distributed::Queue;
 use corelane::{
     AckOutcome, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, DistributedError, DistributedHealth,
-    DistributedQueue, Durability, EnqueueOptions, LaneError, LeaseToken, Leased, Nack, PartitionConfig,
+    DistributedQueue, Durability, EnqueueOptions, GlobalLimits, LaneError, LeaseToken, Leased, Nack, PartitionConfig,
     PostgresDistributedQueue, RemoteOptions,
 };
 use futures::executor::block_on;
 use serde_json::json;
 
 use crate::conforms;
+use crate::model::{PARTITIONS, agrees_with_the_reference};
 use crate::servers::postgres::{PASSWORD, Postgres};
 use crate::servers::{Server as _, free_port, started};
 
@@ -25,6 +26,16 @@ fn conformance() {
     conforms::<Postgres, _>(|options| async move {
         Ok(Arc::new(PostgresDistributedQueue::connect(options).await?) as Queue)
     });
+}
+
+#[test]
+fn the_queue_does_what_the_reference_does() {
+    let Some(server) = started::<Postgres>() else { return };
+    for seed in 0..20 {
+        let options = RemoteOptions::new(server.url()).namespace(format!("seed-{seed}"));
+        let queue = block_on(open(options.partitions(PartitionConfig::round_robin(PARTITIONS))));
+        block_on(agrees_with_the_reference(Arc::new(queue), seed, 400));
+    }
 }
 
 /// What the queue says that refuses.
@@ -566,6 +577,126 @@ fn acknowledgements_that_come_at_the_same_time_go_together() {
     assert!(sent < 100, "{sent} statements");
 }
 
+/// Has the server do something, each time the row of this command is changed.
+fn whenever_it_changes(server: &Postgres, id: &str, happens: &str) {
+    server.sql(&format!(
+        "create function happens() returns trigger language plpgsql as $$ begin {happens}; return coalesce(new, old); end $$; \
+         create trigger happens before update or delete on corelane_corelane.commands for each row \
+         when (old.id = '{id}') execute function happens()"
+    ));
+}
+
+#[test]
+fn a_lease_that_is_extended_while_others_are_swept_goes_on() {
+    let Some(server) = started::<Postgres>() else { return };
+    runtime().block_on(async {
+        let (queue, other) = (open(server.url()).await, open(server.url()).await);
+        let mut taken = Vec::new();
+        for number in 0..2 {
+            queue.enqueue(envelope(number)).await.unwrap();
+            let claim = Claim::new(1).lease(Duration::from_secs(2));
+            taken.extend(queue.dequeue_leased(0, claim).await.unwrap());
+        }
+        let [lapsed, kept] = [&taken[0].token, &taken[1].token];
+        whenever_it_changes(&server, lapsed.command_id(), "perform pg_sleep(1)");
+        // The sweep comes to the second one when this has been committed, and has begun before.
+        let mut client = client(&server).await;
+        let transaction = client.transaction().await.unwrap();
+        let extend = "select count(*) from corelane_corelane.extend($1, $2, 60000000)";
+        let (ids, fences) = (vec![kept.command_id()], vec![kept.fence() as i64]);
+        let extended = transaction.query_one(extend, &[&ids, &fences]).await.unwrap();
+        assert_eq!(extended.get::<_, i64>(0), 1);
+        corelane::sleep(Duration::from_millis(2100)).await;
+        let commit = async {
+            corelane::sleep(Duration::from_millis(300)).await;
+            transaction.commit().await.unwrap();
+        };
+        let (again, ()) = futures::future::join(take(&other, 10), commit).await;
+        let ids: Vec<_> = again.iter().map(|leased| leased.token.command_id()).collect();
+        assert_eq!(ids, [lapsed.command_id()]);
+        assert_eq!(queue.ack(kept, done(kept)).await.unwrap(), AckOutcome::Applied);
+    });
+}
+
+#[test]
+fn a_delay_without_end_is_a_long_one() {
+    let Some(server) = started::<Postgres>() else { return };
+    block_on(async {
+        let queue = open(server.url()).await;
+        let commands = (0..2).map(|number| (envelope(number), EnqueueOptions::new())).collect();
+        assert!(queue.enqueue_batch(commands).await.iter().all(Result::is_ok));
+        let taken = take(&queue, 2).await;
+        let never = Nack::RetryAfter { delay: Duration::MAX, error: "never".to_owned() };
+        let nack = queue.nack(&taken[0].token, never);
+        let (nack, ack) = futures::future::join(nack, queue.ack(&taken[1].token, done(&taken[1].token))).await;
+        assert_eq!((nack.unwrap(), ack.unwrap()), (AckOutcome::Applied, AckOutcome::Applied));
+        assert_eq!(queue.depth(0).await.unwrap().delayed, 1);
+    });
+}
+
+#[test]
+fn an_end_that_the_server_can_not_do_is_no_harm_to_the_others() {
+    let Some(server) = started::<Postgres>() else { return };
+    block_on(async {
+        let queue = open(server.url()).await;
+        let commands = (0..30).map(|number| (envelope(number), EnqueueOptions::new())).collect();
+        assert!(queue.enqueue_batch(commands).await.iter().all(Result::is_ok));
+        let taken = take(&queue, 30).await;
+        whenever_it_changes(&server, taken[7].token.command_id(), "raise exception 'not this one'");
+        let acks = taken.iter().map(|leased| (leased.token.clone(), done(&leased.token))).collect();
+        for (number, outcome) in queue.ack_batch(acks).await.into_iter().enumerate() {
+            if number == 7 {
+                let refused = refusal(outcome);
+                assert!(matches!(refused, DistributedError::Server { .. }), "{refused}");
+            } else {
+                assert_eq!(outcome.unwrap(), AckOutcome::Applied, "{number}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_lane_without_room_leaves_the_others_in_their_order() {
+    let Some(server) = started::<Postgres>() else { return };
+    block_on(async {
+        let queue = open(server.url()).await;
+        for (lane, max) in [("full", 1), ("half", 2), ("empty", 5)] {
+            queue.set_limits(lane, GlobalLimits::none().max_leased(max)).await.unwrap();
+        }
+        let of = |lane: &str, number| CommandEnvelope { lane_id: lane.to_owned(), ..envelope(number) };
+        queue.enqueue(of("full", 100)).await.unwrap();
+        assert_eq!(take(&queue, 1).await.len(), 1);
+        let mut number = 0;
+        for _ in 0..4 {
+            for lane in ["full", "half", "free", "last"] {
+                let priority = if lane == "last" { 63 } else { 1 };
+                queue.enqueue_with(of(lane, number), EnqueueOptions::new().priority(priority)).await.unwrap();
+                number += 1;
+            }
+        }
+        let numbers = |taken: Vec<Leased>| -> Vec<_> {
+            taken.iter().map(|leased| leased.envelope.payload["number"].as_u64().unwrap()).collect()
+        };
+        assert_eq!(numbers(take(&queue, 3).await), [1, 2, 5]);
+        assert_eq!(numbers(take(&queue, 100).await), [6, 10, 14, 3, 7, 11, 15]);
+        assert!(take(&queue, 100).await.is_empty());
+    });
+}
+
+#[test]
+fn a_standby_is_said_to_be_unsuitable() {
+    let Some(mut server) = started::<Postgres>() else { return };
+    let standby = server.folder().join("data/standby.signal");
+    fs::write(standby, "").unwrap();
+    server.kill();
+    server.restart();
+    let options = RemoteOptions::new(server.url()).connect_timeout(Duration::from_secs(1));
+    match refusal(block_on(PostgresDistributedQueue::connect(options))) {
+        DistributedError::Unsuitable { problem, .. } => assert!(problem.contains("standby"), "{problem}"),
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn names_that_nothing_can_have_are_found_nowhere() {
     let Some(server) = started::<Postgres>() else { return };
@@ -607,6 +738,13 @@ fn no_call_reads_more_than_it_needs() {
             });
             assert!(queue.enqueue_batch(commands.collect()).await.iter().all(Result::is_ok));
         }
+        // Before all others, and it has no room: it is looked at, and not through.
+        queue.set_limits("full", GlobalLimits::none().max_leased(1)).await.unwrap();
+        let first = || EnqueueOptions::new().priority(0);
+        let in_full = |number| (CommandEnvelope { lane_id: "full".to_owned(), ..envelope(number) }, first());
+        assert!(queue.enqueue_batch((0..2000).map(in_full).collect()).await.iter().all(Result::is_ok));
+        let full = take(&queue, 1).await;
+        assert_eq!(full[0].envelope.lane_id, "full");
         let mut tokens = Vec::new();
         for lane in ["rare", "query"] {
             for _ in 0..10 {

@@ -7,11 +7,16 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::DistributedError;
 
+/// What is wrong with a standby.
+pub(super) const STANDBY: &str = "it is a standby, which takes no commands: use the primary server";
+
 /// An attempt that has failed.
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     /// Nothing was changed, and the next attempt may work.
     Unchanged(String),
+    /// Nothing was changed, since it is a standby. While another one takes its place, a server may be one for a moment.
+    Standby,
     /// The answer did not come: it may have been done.
     Unknown(String),
     /// Nothing was changed, and trying again is of no use.
@@ -24,6 +29,7 @@ impl Failure {
         let server = server.to_owned();
         match self {
             Self::Unchanged(cause) => DistributedError::Unavailable { server, cause },
+            Self::Standby => DistributedError::Unavailable { server, cause: STANDBY.to_owned() },
             Self::Unknown(cause) => DistributedError::OutcomeUnknown { server, cause },
             Self::Final(error) => error,
         }

@@ -34,9 +34,8 @@ impl Found {
         if encoding != "UTF8" {
             return unsuitable(format!("its database is encoded as {encoding}: use one with UTF8"));
         }
-        // While another one takes its place, a server may say so for a moment.
         if row.get::<_, bool>(5) {
-            return Err(Failure::Unchanged("it is a standby, which takes no commands".to_owned()));
+            return Err(Failure::Standby);
         }
         let fsync: String = row.get(3);
         Ok(Self { version, synchronous_commit: row.get(2), fsync: fsync == "on" })

@@ -91,7 +91,7 @@ impl PostgresDistributedQueue {
     /// [`LaneError::ConfigError`](crate::LaneError::ConfigError) for all that is wrong with the options.
     /// [`LaneError::Distributed`](crate::LaneError::Distributed): [`Unavailable`](DistributedError::Unavailable) if the server
     /// does not answer, [`Refused`](DistributedError::Refused) for a wrong password,
-    /// [`Unsuitable`](DistributedError::Unsuitable) for a server that is too old,
+    /// [`Unsuitable`](DistributedError::Unsuitable) for a server that is too old or a standby,
     /// [`PartitionMismatch`](DistributedError::PartitionMismatch) if the queue was made with another number of them,
     /// [`SchemaVersion`](DistributedError::SchemaVersion) if a newer version of this crate has made it.
     pub async fn connect(options: impl Into<RemoteOptions>) -> Result<Self> {

@@ -133,9 +133,12 @@ pub(super) const COLUMN_TYPES: [Type; 15] = {
     [TEXTS, ints, TEXTS, TEXTS, shorts, LONGS, LONGS, LONGS, LONGS, TEXTS, LONGS, LONGS, TEXTS, TEXTS, short]
 };
 
-/// Rounded up, as far as a server can add it to its clock.
+/// The longest time: later than that is never, and the server's clock can be that late.
+const TIME_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
+/// Rounded up, and at most [`TIME_MAX`].
 pub(super) fn micros(time: Duration) -> i64 {
-    i64::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(i64::MAX)
+    i64::try_from(time.min(TIME_MAX).as_nanos().div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
 /// A name as it may be sent. No name that is stored has control characters, and PostgreSQL takes all of them but one: so what has

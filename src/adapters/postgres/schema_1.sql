@@ -15,6 +15,10 @@ create table queue.meta (
 -- The order of acceptance, of coming due and of dying.
 create sequence queue.places;
 
+-- The fences of leases: of the whole queue, so that a command whose id was used before has none that was there before. Not
+-- cached: one that is given out later is higher.
+create sequence queue.fences;
+
 create table queue.commands (
     id text collate "C" primary key,
     partition int not null,
@@ -29,7 +33,7 @@ create table queue.commands (
     -- When its lease ends. Not in any index: so that extending it can stay within its page (a HOT update).
     lease_until timestamptz,
     expires_at timestamptz,
-    -- Leases so far, and the last one that was ended by who had it.
+    -- The last lease, and the last one that was ended by who had it.
     fence bigint not null default 0,
     settled bigint not null default 0,
     deliveries bigint not null default 0,
@@ -199,9 +203,15 @@ language plpgsql as $$
 declare
     v_now timestamptz := clock_timestamp();
 begin
-    -- Leases. One that was extended is looked at again when it ends.
+    -- Leases. One that was extended is looked at again when it ends. What becomes of each is said where it is locked: there it is
+    -- seen as it is by then, and anywhere else as it was when the statement began.
     with due as materialized (
-        select c.id from queue.commands c where c.state = 2 and c.at <= v_now
+        select c.id, case
+            when c.lease_until > v_now then 2
+            when c.deliveries >= c.max_deliveries or c.expires_at <= v_now then 3
+            else 0
+        end as state
+        from queue.commands c where c.state = 2 and c.at <= v_now
         order by c.at limit 1000 for update skip locked
     ), swept as (
         update queue.commands c set
@@ -215,15 +225,7 @@ begin
                 case when c.deliveries >= c.max_deliveries then '{"kind":"too_many_deliveries"}'
                 else '{"kind":"expired"}' end
             end
-        from due, queue.commands o
-        cross join lateral (
-            select case
-                when o.lease_until > v_now then 2
-                when o.deliveries >= o.max_deliveries or o.expires_at <= v_now then 3
-                else 0
-            end as state
-        ) s
-        where c.id = due.id and o.id = due.id
+        from due s where c.id = s.id
         returning c.id, c.key, c.state
     )
     delete from queue.keys k using swept s where s.state = 3 and k.key = s.key and k.command_id = s.id;
@@ -252,9 +254,10 @@ begin
 end
 $$;
 
--- Leases the next commands of a lane, or of all: one statement.
-create function queue.take(p_partition int, p_lane text, p_max bigint, p_lease bigint, p_worker text)
-returns table (
+-- Leases the next commands of a lane, none behind the given place, or of all lanes: one statement.
+create function queue.take(
+    p_partition int, p_lane text, p_max bigint, p_lease bigint, p_worker text, p_last_priority smallint, p_last_place bigint
+) returns table (
     id text, lane text, kind text, priority smallint, fence bigint, deliveries bigint, retry_count bigint,
     format smallint, body text
 )
@@ -269,10 +272,11 @@ begin
         with picked as materialized (
             select c.id from queue.commands c
             where c.partition = p_partition and c.lane = p_lane and c.state = 0
+                and (c.priority, c.place) <= (p_last_priority, p_last_place)
                 and (c.expires_at is null or c.expires_at > v_now)
             order by c.priority, c.place limit p_max for update skip locked
         ), taken as (
-            update queue.commands c set state = 2, at = v_until, lease_until = v_until, fence = c.fence + 1,
+            update queue.commands c set state = 2, at = v_until, lease_until = v_until, fence = nextval('queue.fences'),
                 deliveries = c.deliveries + 1, worker = p_worker
             from picked where c.id = picked.id
             returning c.*
@@ -286,7 +290,7 @@ begin
             where c.partition = p_partition and c.state = 0 and (c.expires_at is null or c.expires_at > v_now)
             order by c.priority::int, c.place limit p_max for update skip locked
         ), taken as (
-            update queue.commands c set state = 2, at = v_until, lease_until = v_until, fence = c.fence + 1,
+            update queue.commands c set state = 2, at = v_until, lease_until = v_until, fence = nextval('queue.fences'),
                 deliveries = c.deliveries + 1, worker = p_worker
             from picked where c.id = picked.id
             returning c.*
@@ -330,6 +334,32 @@ language sql as $$
     where lane = p_lane and token is not null
 $$;
 
+-- The first command of each lane that has any ready. From lane to lane by the index, whatever is between: a long lane takes as
+-- little time as a short one.
+create function queue.heads(p_partition int) returns table (lane text, priority smallint, place bigint)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := clock_timestamp();
+begin
+    return query
+    with recursive lanes as (
+        (select c.lane from queue.commands c where c.partition = p_partition and c.state = 0 order by c.lane limit 1)
+        union all
+        select next.lane from lanes l cross join lateral (
+            select c.lane from queue.commands c where c.partition = p_partition and c.state = 0 and c.lane > l.lane
+            order by c.lane limit 1
+        ) next
+    )
+    select l.lane, head.priority, head.place from lanes l cross join lateral (
+        select c.priority, c.place from queue.commands c
+        where c.partition = p_partition and c.lane = l.lane and c.state = 0
+            and (c.expires_at is null or c.expires_at > v_now)
+        order by c.priority, c.place limit 1
+    ) head;
+end
+$$;
+
 -- Leases commands as a claim says; no lanes: of all, the best first.
 create function queue.claim(
     p_partition int, p_max bigint, p_lanes text[], p_lane_max bigint[], p_lease bigint, p_worker text
@@ -340,12 +370,20 @@ create function queue.claim(
 language plpgsql as $$
 #variable_conflict use_column
 declare
+    -- Behind all others.
+    c_last_priority constant smallint := 32767;
+    c_last_place constant bigint := 9223372036854775807;
     v_left bigint := p_max;
     v_limited boolean;
-    v_room bigint;
     v_some bigint;
-    v_lane text;
-    v_refused text[] := '{}';
+    -- Of all lanes: their first commands, and how many may be taken, which is -1 before it was looked at and null without limit.
+    v_lanes text[];
+    v_priorities smallint[];
+    v_places bigint[];
+    v_rooms bigint[];
+    v_best int;
+    v_last_priority smallint;
+    v_last_place bigint;
 begin
     perform queue.sweep();
     -- Limits are locked first, and in one order: so what all workers together have is counted by one at a time.
@@ -356,27 +394,47 @@ begin
     end if;
     v_limited := found;
     if cardinality(p_lanes) = 0 and not v_limited then
-        return query select * from queue.take(p_partition, null, p_max, p_lease, p_worker);
+        return query select * from queue.take(p_partition, null, p_max, p_lease, p_worker, null, null);
         return;
     end if;
 
-    -- Of all lanes, some with limits: one by one, the best of those that have room.
+    -- Of all lanes, some with limits: of the one with the best command that has room, as many as are before the next lane's.
+    if cardinality(p_lanes) = 0 then
+        select array_agg(h.lane), array_agg(h.priority), array_agg(h.place), array_agg(-1::bigint)
+        into v_lanes, v_priorities, v_places, v_rooms from queue.heads(p_partition) h;
+    end if;
     while cardinality(p_lanes) = 0 and v_left > 0 loop
-        select c.lane into v_lane from queue.commands c
-        where c.partition = p_partition and c.state = 0 and c.lane <> all (v_refused)
-            and (c.expires_at is null or c.expires_at > clock_timestamp())
-        order by c.priority::int, c.place limit 1 for update skip locked;
+        select best.n, coalesce(best.next_priority, c_last_priority), coalesce(best.next_place, c_last_place)
+        into v_best, v_last_priority, v_last_place
+        from (
+            select h.n, lead(h.priority) over o as next_priority, lead(h.place) over o as next_place
+            from unnest(v_priorities, v_places) with ordinality as h (priority, place, n)
+            where h.place is not null
+            window o as (order by h.priority, h.place)
+            order by h.priority, h.place limit 1
+        ) best;
         exit when not found;
-        v_room := queue.room(v_lane);
-        if v_room = 0 then
-            v_refused := v_refused || v_lane;
-            continue;
+        if v_rooms[v_best] = -1 then
+            v_rooms[v_best] := queue.room(v_lanes[v_best]);
         end if;
-        return query select * from queue.take(p_partition, v_lane, 1, p_lease, p_worker);
-        get diagnostics v_some = row_count;
-        exit when v_some = 0;
+        v_some := least(v_left, v_rooms[v_best]);
+        if v_some > 0 then
+            return query select * from queue.take(
+                p_partition, v_lanes[v_best], v_some, p_lease, p_worker, v_last_priority, v_last_place);
+            get diagnostics v_some = row_count;
+        end if;
         v_left := v_left - v_some;
-        perform queue.spend(v_lane, v_some);
+        if v_some > 0 and v_rooms[v_best] is not null then
+            v_rooms[v_best] := v_rooms[v_best] - v_some;
+            perform queue.spend(v_lanes[v_best], v_some);
+        end if;
+        -- Where nothing was taken, there is no room, or others are at what is there: no more of this lane.
+        select c.priority, c.place into v_last_priority, v_last_place from queue.commands c
+        where v_some > 0 and c.partition = p_partition and c.lane = v_lanes[v_best] and c.state = 0
+            and (c.expires_at is null or c.expires_at > clock_timestamp())
+        order by c.priority, c.place limit 1;
+        v_priorities[v_best] := v_last_priority;
+        v_places[v_best] := v_last_place;
     end loop;
 
     for v_n in 1 .. cardinality(p_lanes) loop
@@ -385,7 +443,8 @@ begin
             v_some := least(v_some, queue.room(p_lanes[v_n]));
         end if;
         continue when v_some <= 0;
-        return query select * from queue.take(p_partition, p_lanes[v_n], v_some, p_lease, p_worker);
+        return query select * from queue.take(
+            p_partition, p_lanes[v_n], v_some, p_lease, p_worker, c_last_priority, c_last_place);
         get diagnostics v_some = row_count;
         v_left := v_left - v_some;
         if v_limited and v_some > 0 then
@@ -460,9 +519,7 @@ begin
                 retry_count = c.retry_count + case when h.action = 3 then 1 else 0 end,
                 deliveries = c.deliveries - case when h.action = 2 then 1 else 0 end,
                 place = case when h.state = 3 then nextval('queue.places') else c.place end,
-                reason = case when h.state = 3 then h.reason end,
-                -- It was taken in time.
-                expires_at = case when c.expires_at > v_now then c.expires_at end
+                reason = case when h.state = 3 then h.reason end
             from held h where c.id = h.id
             returning c.id, c.fence, c.state, c.key, c.keep_result, h.result
         ), freed as (

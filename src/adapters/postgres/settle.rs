@@ -132,7 +132,7 @@ async fn send_all(connection: &Connection, mut waiting: Vec<(Settlement, oneshot
     while !waiting.is_empty() {
         let later = waiting.split_off(message(&waiting));
         let (settlements, tell): (Vec<_>, Vec<_>) = std::mem::replace(&mut waiting, later).into_iter().unzip();
-        for (tell, outcome) in tell.into_iter().zip(send(connection, settlements).await) {
+        for (tell, outcome) in tell.into_iter().zip(send_apart(connection, &settlements).await) {
             // Who does not wait any more does not want to know.
             drop(tell.send(outcome));
         }
@@ -149,17 +149,34 @@ fn message(waiting: &[(Settlement, oneshot::Sender<Outcome>)]) -> usize {
     many.count().max(1)
 }
 
-async fn send(connection: &Connection, settlements: Vec<Settlement>) -> Vec<Outcome> {
+/// Sends a message, and where the server can not do all of it, each half of it by itself: so one that it can not do is no harm to
+/// the others.
+async fn send_apart(connection: &Connection, settlements: &[Settlement]) -> Vec<Outcome> {
+    let mut outcomes = Vec::with_capacity(settlements.len());
+    let mut parts = vec![settlements];
+    while let Some(part) = parts.pop() {
+        let sent = send(connection, part).await;
+        if part.len() > 1 && matches!(sent.first(), Some(Err(DistributedError::Server { .. }))) {
+            let (first, second) = part.split_at(part.len() / 2);
+            parts.extend([second, first]);
+        } else {
+            outcomes.extend(sent);
+        }
+    }
+    outcomes
+}
+
+async fn send(connection: &Connection, settlements: &[Settlement]) -> Vec<Outcome> {
     let many = settlements.len();
     let (mut ids, mut fences, mut actions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut delays, mut reasons, mut results) = (Vec::new(), Vec::new(), Vec::new());
     for Settlement { token, action, delay, reason, result } in settlements {
         ids.push(sendable(token.command_id()));
         fences.push(i64::try_from(token.fence()).unwrap_or(-1));
-        actions.push(action as i16);
-        delays.push(micros(delay));
-        reasons.push(reason);
-        results.push(result);
+        actions.push(*action as i16);
+        delays.push(micros(*delay));
+        reasons.push(reason.as_deref());
+        results.push(result.as_deref());
     }
     let parameters: Parameters<'_> = vec![
         Box::new(ids),

@@ -13,7 +13,7 @@ use tokio_postgres::{Row, Transaction};
 
 use super::address::Address;
 use super::connection::{Connection, Parameters, Repeat, Server};
-use super::failure::{Failure, failure};
+use super::failure::{Failure, STANDBY, failure};
 use super::record::{COLUMN_TYPES, Outgoing, columns, leased, letter, micros, sendable};
 use super::schema::{self, in_schema};
 use super::settle::{Settlement, Settling};
@@ -78,15 +78,20 @@ impl Shared {
                 Ok(session)
             };
             let late = || Failure::Unchanged(format!("no answer within {connect_timeout:?}"));
-            let cause = match timeout(end.since(now()), attempt).await.unwrap_or_else(|_| Err(late())) {
+            let error = match timeout(end.since(now()), attempt).await.unwrap_or_else(|_| Err(late())) {
                 Ok(session) => break session,
                 Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Standby) => {
+                    DistributedError::Unsuitable { server: server.name.clone(), problem: STANDBY.to_owned() }
+                }
                 // Making a queue that is made changes nothing.
-                Err(Failure::Unchanged(cause) | Failure::Unknown(cause)) => cause,
+                Err(Failure::Unchanged(cause) | Failure::Unknown(cause)) => {
+                    Failure::Unchanged(cause).into_error(&server.name)
+                }
             };
             let wait = backoff.wait();
             if end.since(now()) <= wait {
-                return Err(Failure::Unchanged(cause).into_error(&server.name));
+                return Err(error);
             }
             sleep(wait).await;
         };
