@@ -690,8 +690,7 @@ fn a_standby_is_said_to_be_unsuitable() {
     fs::write(standby, "").unwrap();
     server.kill();
     server.restart();
-    let options = RemoteOptions::new(server.url()).connect_timeout(Duration::from_secs(1));
-    match refusal(block_on(PostgresDistributedQueue::connect(options))) {
+    match refusal(block_on(PostgresDistributedQueue::connect(server.url()))) {
         DistributedError::Unsuitable { problem, .. } => assert!(problem.contains("standby"), "{problem}"),
         other => panic!("{other}"),
     }

@@ -70,6 +70,7 @@ impl Shared {
         let server = Server::new(settings.server.to_string(), schema, address, settings.call_timeout);
         let end = now().plus(*connect_timeout);
         let mut backoff = Backoff::new();
+        let mut last = None;
         let session = loop {
             let attempt = async {
                 let mut session = server.connect().await?;
@@ -77,8 +78,12 @@ impl Shared {
                 schema::prepare(&mut session.client, &server.name, namespace, partitions).await?;
                 Ok(session)
             };
-            let late = || Failure::Unchanged(format!("no answer within {connect_timeout:?}"));
-            let error = match timeout(end.since(now()), attempt).await.unwrap_or_else(|_| Err(late())) {
+            let Ok(attempted) = timeout(end.since(now()), attempt).await else {
+                let late = || Failure::Unchanged(format!("no answer within {connect_timeout:?}"));
+                // What was said before says more.
+                return Err(last.unwrap_or_else(|| late().into_error(&server.name)));
+            };
+            let error = match attempted {
                 Ok(session) => break session,
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Standby) => {
@@ -93,6 +98,7 @@ impl Shared {
             if end.since(now()) <= wait {
                 return Err(error);
             }
+            last = Some(error);
             sleep(wait).await;
         };
         server.works();
