@@ -684,6 +684,27 @@ fn a_lane_without_room_leaves_the_others_in_their_order() {
 }
 
 #[test]
+fn what_comes_back_by_any_way_after_its_time_expires() {
+    let Some(server) = started::<Postgres>() else { return };
+    block_on(async {
+        let (queue, other) = (open(server.url()).await, open(server.url()).await);
+        let options = || EnqueueOptions::new().expires_after(Duration::from_secs(2));
+        let commands = (0..2).map(|number| (envelope(number), options())).collect();
+        assert!(queue.enqueue_batch(commands).await.iter().all(Result::is_ok));
+        let taken = take(&queue, 2).await;
+        assert_eq!(taken.len(), 2);
+        corelane::sleep(Duration::from_millis(2100)).await;
+        let again = Nack::RetryAfter { delay: Duration::from_secs(60), error: "again".to_owned() };
+        assert_eq!(queue.nack(&taken[0].token, again).await.unwrap(), AckOutcome::Applied);
+        queue.close(Duration::from_secs(5)).await.unwrap();
+        assert!(take(&other, 2).await.is_empty());
+        let letters = other.dead_letters(DeadPage::first(10)).await.unwrap();
+        assert_eq!(letters.len(), 2);
+        assert!(letters.iter().all(|letter| letter.reason == DeadReason::Expired), "{letters:?}");
+    });
+}
+
+#[test]
 fn a_standby_is_said_to_be_unsuitable() {
     let Some(mut server) = started::<Postgres>() else { return };
     let standby = server.folder().join("data/standby.signal");
