@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::task::{self, Handle, Making, Runnable};
+use super::task::{self, Handle, Making, Runnable, Traits};
 use super::worker::Local;
 
 /// Puts a new task on a run queue, from where it can be lifted.
@@ -21,8 +21,11 @@ pub(crate) fn schedule_liftable(runnable: Runnable) {
 pub(crate) fn lift(handle: &Handle) {
     let (shared, priority) = (handle.meta().shared, handle.meta().priority());
     let way = Way(handle.clone());
-    let (runnable, way) =
-        task::new(shared, Making { has_ambient: true, home: handle.meta().home(), ..Making::plain(priority) }, |_| way);
+    let (runnable, way) = task::new(
+        shared,
+        Making { traits: Traits::new(true, handle.meta().home()), ..Making::plain(priority) },
+        |_| way,
+    );
     way.detach();
     shared.push_new(priority, runnable);
 }

@@ -62,7 +62,7 @@ pub(crate) use park::MAX_WORKERS;
 pub(crate) use shown::{About, Record, Report, show_during};
 pub use stats::{ShutdownReport, SpareStats, WorkerStats};
 pub use task::{Cancel, Task, TaskError};
-pub(crate) use task::{Handle, Home, Making, Runnable, TaskRef, discard_panic, panic_message};
+pub(crate) use task::{Handle, Home, Making, Runnable, TaskRef, Traits, discard_panic, panic_message};
 pub use time::{Elapsed, Sleep, Timeout, sleep, timeout};
 pub(crate) use time::{now, sleep_until};
 pub(crate) use timers::TimerKey;

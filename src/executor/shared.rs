@@ -245,7 +245,10 @@ impl Shared {
             None => {
                 // Once it is pushed, the task may end and the executor with it.
                 self.begin_use();
-                self.push_outside(priority, runnable);
+                match runnable.metadata().home() {
+                    Some(home) => self.push_home(home, priority, runnable),
+                    None => self.push_outside(priority, runnable),
+                }
                 self.end_use();
             }
         });
@@ -284,17 +287,25 @@ impl Shared {
     /// holds a handle of the executor.
     #[inline]
     pub(crate) fn push_new(&'static self, priority: u8, runnable: Runnable) {
-        let home = runnable.metadata().home();
+        if let Some(home) = runnable.metadata().home() {
+            return self.push_new_home(home, priority, runnable);
+        }
         Local::with_current(self, |local| match local.filter(|local| local.takes(priority)) {
-            Some(local) if home.is_none_or(|home| local.is_at(home)) => local.push_new(priority, runnable),
-            _ => self.push_outside(priority, runnable),
+            Some(local) => local.push_new(priority, runnable),
+            None => self.push_outside(priority, runnable),
+        });
+    }
+
+    // Not inlined: tasks without a home, which most are, do not pay for it.
+    #[inline(never)]
+    fn push_new_home(&'static self, home: Home, priority: u8, runnable: Runnable) {
+        Local::with_current(self, |local| match local.filter(|local| local.is_at(home)) {
+            Some(local) => local.push_new(priority, runnable),
+            None => self.push_home(home, priority, runnable),
         });
     }
 
     fn push_outside(&'static self, priority: u8, runnable: Runnable) {
-        if let Some(home) = runnable.metadata().home() {
-            return self.push_home(home, priority, runnable);
-        }
         // A sleeper's inbox saves the hop through a steal.
         let worker = self.groups.sleeper_hint(priority).unwrap_or_else(|| self.outside_worker());
         self.push_to(worker, priority, runnable);
@@ -334,12 +345,14 @@ impl Shared {
         self.tell_of(priority, self.phase() != Phase::Closed);
     }
 
+    #[inline(always)]
     fn put(&'static self, worker: usize, priority: u8, runnable: Runnable) {
         self.workers[worker].inbox(priority).push(runnable);
         self.ready.announce(worker, priority);
     }
 
     /// Has somebody look for what was put into an inbox.
+    #[inline(always)]
     fn tell_of(&'static self, priority: u8, is_open: bool) {
         // ORDERING: `announce` fenced. The last thread to end counts itself off, fences, then empties the inboxes: either it
         // finds our task, or we see that no thread is left. While one is, the task is not dropped here: this may be a waker,

@@ -147,7 +147,7 @@ impl Local {
 mod tests {
     use super::*;
     use crate::clock::Clock;
-    use crate::executor::{Executor, Making, Shape};
+    use crate::executor::{Executor, Making, Shape, Traits};
 
     fn workers(executor: &Executor) -> Vec<Local> {
         (0..executor.workers()).map(|index| Local::new(executor.shared(), index, index as u64 + 1)).collect()
@@ -195,7 +195,7 @@ mod tests {
     /// A task that was made for a partition, on its way from where the caller is.
     fn make_at(executor: &Executor, partition: usize) -> (Runnable, crate::executor::Task<()>) {
         let home = Some(executor.shared().home_of(partition));
-        executor.prepare(Making { home, ..Making::plain(5) }, |_| async {})
+        executor.prepare(Making { traits: Traits::new(false, home), ..Making::plain(5) }, |_| async {})
     }
 
     #[test]

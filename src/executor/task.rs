@@ -75,14 +75,14 @@ enum Alarm {
 impl Meta {
     #[inline]
     fn new(shared: &'static Shared, making: Making) -> Self {
-        let Making { priority, birth, timed, has_ambient, home, owner } = making;
+        let Making { priority, birth, timed, traits, owner } = making;
         shared.task_created();
         Self {
             shared,
             priority: AtomicU8::new(priority),
             life: Life::new(birth),
             awaited: AtomicU8::new(NOBODY),
-            traits: Traits::new(has_ambient, home),
+            traits,
             owner,
             started: AtomicU64::new(0),
             timed: timed.then(Box::default),
@@ -360,15 +360,16 @@ impl Home {
     }
 }
 
-/// Bit 7: its polls say by themselves what surrounds them. The others: its home, or [`Traits::HOMELESS`].
+/// Bit 7: its polls say by themselves what surrounds them. The others: the worker that it is put to when it is due, unless another
+/// one already runs it; or [`Traits::HOMELESS`].
 #[derive(Clone, Copy, Debug)]
-struct Traits(u8);
+pub(crate) struct Traits(u8);
 
 impl Traits {
     const HAS_AMBIENT: u8 = 1 << 7;
     const HOMELESS: u8 = Self::HAS_AMBIENT - 1;
 
-    const fn new(has_ambient: bool, home: Option<Home>) -> Self {
+    pub(crate) const fn new(has_ambient: bool, home: Option<Home>) -> Self {
         let home = match home {
             Some(home) => home.0,
             None => Self::HOMELESS,
@@ -387,6 +388,8 @@ impl Traits {
 }
 
 const _: () = assert!(super::park::MAX_WORKERS < Traits::HOMELESS as usize);
+// It goes in a register.
+const _: () = assert!(size_of::<Making>() == 8);
 
 /// What a new task is.
 #[derive(Clone, Copy, Debug)]
@@ -396,17 +399,14 @@ pub(crate) struct Making {
     pub(crate) birth: Birth,
     /// Whether it may end before its future stops.
     pub(crate) timed: bool,
-    /// Whether its polls say by themselves what surrounds them.
-    pub(crate) has_ambient: bool,
-    /// The worker that it is put to when it is due, unless another one already runs it.
-    pub(crate) home: Option<Home>,
+    pub(crate) traits: Traits,
     /// Who asked for it, as a number that the executor makes nothing of.
     pub(crate) owner: u32,
 }
 
 impl Making {
     pub(crate) const fn plain(priority: u8) -> Self {
-        Self { priority, birth: Birth::Admitted, timed: false, has_ambient: false, home: None, owner: 0 }
+        Self { priority, birth: Birth::Admitted, timed: false, traits: Traits::new(false, None), owner: 0 }
     }
 }
 

@@ -20,8 +20,8 @@ use super::ticket::{Limits, Ticket, Way};
 use super::traced::CommandTrace;
 use crate::clock::Tick;
 use crate::error::{LaneError, Result};
-use crate::executor::Making;
 use crate::executor::life::Birth;
+use crate::executor::{Making, Traits};
 use crate::id::CommandId;
 use crate::limit::gate::Submitted;
 use crate::trace::TraceContext;
@@ -178,7 +178,7 @@ impl<'a> Incoming<'a> {
         let may_wait_later = extra.is_some();
         let home = context.home_of(key.as_ref(), || job.command_type());
         let timed = limits.any() || alarm.is_some();
-        let making = Making { priority, birth, timed, has_ambient: true, home, owner: core.owner() };
+        let making = Making { priority, birth, timed, traits: Traits::new(true, home), owner: core.owner() };
         let make = |task| settle::run(Accepted::new(job, id, lane, task, place, extra));
         let way = Way::new(core.number(), cost);
         if birth != Birth::Queued {

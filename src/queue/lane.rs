@@ -23,8 +23,8 @@ use super::{LaneId, Priority};
 use crate::clock::Tick;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{FrequentKind, UNMEASURED};
-use crate::executor::Making;
 use crate::executor::life::Birth;
+use crate::executor::{Making, Traits};
 use crate::id::CommandId;
 use crate::limit::gate::{GateStatus, Submitted};
 use crate::limit::rate::RateLimiter;
@@ -416,8 +416,13 @@ impl Lane {
         context.tell(FrequentKind::Submitted, &core.id, id, || UNMEASURED, || job.command_type());
         let lane = Arc::clone(core);
         let make = |task| settle::run(Accepted::new(job, id, lane, task, Whereabouts::Line, None));
-        let making =
-            Making { priority: core.priority, birth, timed: false, has_ambient: true, home: None, owner: core.owner() };
+        let making = Making {
+            priority: core.priority,
+            birth,
+            timed: false,
+            traits: Traits::new(true, None),
+            owner: core.owner(),
+        };
         if birth == Birth::Admitted {
             let (runnable, task) = context.executor.prepare(making, make);
             if nested {
