@@ -101,7 +101,8 @@ fn every_promise_is_broken_by_some_store_and_the_suite_says_which() {
                 block_on(passes_everything(flaw));
             }
         };
-        let Err(panic) = catch_unwind(run) else {
+        // Some flaws only show where calls overlap, which is up to the machine: five runs of the suite are to find them.
+        let Some(panic) = (0..5).find_map(|_| catch_unwind(run).err()) else {
             wrong.push(format!("{flaw:?} is not noticed"));
             continue;
         };
