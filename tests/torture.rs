@@ -17,6 +17,8 @@ mod cycles;
 mod poison;
 #[path = "torture/process.rs"]
 mod process;
+#[path = "programs/child.rs"]
+mod programs;
 #[path = "torture/random.rs"]
 mod random;
 #[path = "torture/report.rs"]

@@ -15,6 +15,10 @@ pub(crate) mod redb;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 #[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+#[cfg_attr(
+    not(all(feature = "nats", feature = "postgres", feature = "redis")),
+    allow(dead_code, unused_imports, reason = "each of them uses a part of it")
+)]
 pub(crate) mod remote;
 #[cfg(any(feature = "alert-sinks", feature = "nats", feature = "postgres", feature = "redis"))]
 pub(crate) mod secret;

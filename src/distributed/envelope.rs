@@ -11,7 +11,7 @@ use twox_hash::XxHash3_128;
 use crate::clock::wall_now;
 use crate::error::{DistributedError, Result};
 use crate::executor::LOWEST_PRIORITY;
-use crate::queue::{DurableCommand, PartitionId, Priority};
+use crate::queue::{DurableCommand, PartitionId, Partitioner, Priority};
 
 /// Names a handle of a queue among all that share it.
 pub type WorkerId = String;
@@ -92,11 +92,28 @@ impl CommandEnvelope {
         for (field, text, max) in fields {
             check_name(field, text, max)?;
         }
-        if self.partition_id != Self::UNROUTED && self.partition_id >= partitions {
-            return Err(DistributedError::NoSuchPartition { partition: self.partition_id, partitions });
+        if self.partition_id == Self::UNROUTED { Ok(()) } else { check_partition(self.partition_id, partitions) }
+    }
+
+    /// Gives it the partition that it goes to, if it and its terms may go into a queue of so many.
+    pub(crate) fn route(
+        &mut self,
+        options: &EnqueueOptions,
+        partitions: usize,
+        partitioner: &dyn Partitioner,
+    ) -> Result<(), DistributedError> {
+        self.check(partitions)?;
+        options.check()?;
+        if self.partition_id == Self::UNROUTED {
+            self.partition_id = partitioner.partition_of(options.partition_key(self), partitions) % partitions;
         }
         Ok(())
     }
+}
+
+/// Whether there is such a partition.
+pub(crate) fn check_partition(partition: PartitionId, partitions: usize) -> Result<(), DistributedError> {
+    if partition < partitions { Ok(()) } else { Err(DistributedError::NoSuchPartition { partition, partitions }) }
 }
 
 fn check_name(field: &str, text: &str, max: usize) -> Result<(), DistributedError> {

@@ -53,6 +53,21 @@ impl LeaseToken {
     }
 }
 
+/// Leases shorter than this end before their first extension.
+const LEASE_MIN: Duration = Duration::from_millis(1);
+/// The longest lease of a server: what it can still add to its clock, and more than anybody waits.
+pub(crate) const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Whether leases of this length are given by a queue whose longest are these.
+pub(crate) fn check_lease(lease: Duration, longest: Option<Duration>) -> Result<(), DistributedError> {
+    if lease >= LEASE_MIN && longest.is_none_or(|longest| lease <= longest) {
+        return Ok(());
+    }
+    let limit = longest.map(|longest| format!(", at most {longest:?}")).unwrap_or_default();
+    let hint = format!("use at least {LEASE_MIN:?}{limit}, and three times as long as the server takes to answer");
+    Err(DistributedError::InvalidLease { lease, hint })
+}
+
 /// A command that was taken, and on what terms.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -24,8 +24,10 @@ use async_trait::async_trait;
 
 pub use capability::{Capabilities, Depth, DistributedHealth, Support};
 pub use dead_letter::{DeadPage, DeadReason, RemoteDeadLetter};
+pub(crate) use envelope::check_partition;
 pub use envelope::{CommandEnvelope, CommandResult, EnqueueOptions, Receipt, WorkerId};
 pub use lease::{AckOutcome, Claim, GlobalLimits, LaneClaim, LeaseToken, Leased, Nack};
+pub(crate) use lease::{LEASE_MAX, check_lease};
 pub use local::{LocalDistributedQueue, PartitionReceiver, ResultReceiver, ResultSender};
 pub use pool::{Delivery, RemoteCommands, WorkerPool, WorkerPoolStats};
 

@@ -9,10 +9,11 @@ use super::command::Command;
 use super::command_queue::{CommandQueue, Parts};
 use super::config::LaneConfig;
 use super::dead_letter::DeadLetterQueue;
-use super::durable::{CrashLimit, DurableCommand, Registry, Store, Window, recover};
+use super::durable::{CrashLimit, DurableCommand, Recovered, Store, Window, recover};
 use super::lane::Lane;
 use super::manager::QueueManager;
 use super::partition::{PartitionConfig, Partitioner, Partitions};
+use super::registry::Registry;
 use super::{LaneId, Priority, lane_ids, priorities};
 use crate::alert::AlertManager;
 use crate::error::{ConfigErrors, Result};
@@ -32,7 +33,7 @@ pub struct QueueManagerBuilder {
     dead_letters: Option<DeadLetterQueue>,
     max_in_flight: Option<usize>,
     storage: Option<Arc<dyn Storage>>,
-    registry: Registry,
+    registry: Registry<dyn Recovered>,
     recovers: bool,
     crash_limit: CrashLimit,
     window: Window,

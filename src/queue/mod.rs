@@ -13,7 +13,7 @@
 //! | `ticket` | the submitter's side |
 //!
 //! Beside that way: `measured` says what the queue's metrics do not count themselves, `traced` keeps the times of a command,
-//! `explain` says why one waits; `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
+//! `explain` says why one waits; `registry` makes commands of data, `partition` gives them homes; `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
 //! `priority_queue` are for hosts that run their work themselves.
 
 mod acquire;
@@ -41,6 +41,7 @@ mod options;
 mod partition;
 mod priority_queue;
 mod rate;
+mod registry;
 mod settle;
 mod stop;
 mod ticket;
@@ -64,6 +65,7 @@ pub use partition::{
     RoundRobinPartitioner, stable_hash,
 };
 pub use priority_queue::{PriorityItem, PriorityQueue};
+pub(crate) use registry::{Registry, Unmade};
 pub use stop::{Stop, StopReport};
 pub use ticket::{Ticket, TicketError};
 

@@ -8,6 +8,8 @@ mod faults;
 mod model;
 mod nats;
 mod postgres;
+#[path = "../programs/child.rs"]
+mod programs;
 mod proxy;
 mod redis;
 mod servers;

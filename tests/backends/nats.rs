@@ -22,6 +22,7 @@ use futures::executor::block_on;
 use serde_json::{Value, json};
 
 use crate::conforms;
+use crate::proxy::{Fault, Proxy};
 use crate::servers::nats::Nats;
 use crate::servers::{Place, Server, find, free_port, started};
 
@@ -322,6 +323,7 @@ fn a_late_acknowledgement_changes_nothing_and_the_new_one_counts() {
             client.flush().await.expect("it is sent");
         }
     });
+    // For the message to be delivered again, if it were to be.
     thread::sleep(Duration::from_millis(300));
     assert!(take(&slow, 10).is_empty(), "the second one has it");
     assert_eq!(ack(&other, &second.token), AckOutcome::Applied);
@@ -352,6 +354,7 @@ fn a_token_is_good_in_every_handle_and_what_one_extends_the_other_has() {
     assert_eq!(ack(&taker, &LeaseToken::new(id, 0, 0, "")), AckOutcome::LeaseLost, "one that was never given");
     let leased = take_within(&taker, Duration::from_millis(500), Duration::ZERO).expect("it is there");
     block_on(other.extend(&leased.token, Duration::from_secs(60))).expect("it has the lease");
+    // Beyond the lease that was given.
     thread::sleep(Duration::from_millis(700));
     block_on(taker.extend(&leased.token, Duration::from_secs(60))).expect("it has it still");
     assert_eq!(ack(&other, &leased.token), AckOutcome::Applied);
@@ -580,6 +583,7 @@ fn a_claim_that_nobody_waits_for_any_more_takes_nothing() {
         let given_up = corelane::timeout(Duration::from_millis(300), waiting).await;
         assert!(given_up.is_err(), "nothing was there");
     });
+    // For the claim to be given up on its thread: if it is late, this test finds what it is for.
     thread::sleep(Duration::from_millis(100));
     put(&other, 1);
     assert!(take_within(&other, Duration::from_secs(60), Duration::from_secs(5)).is_some());
@@ -657,6 +661,49 @@ fn a_message_that_a_killed_server_brings_back_does_not_stand_in_the_way_of_a_rep
     assert_eq!(again.iter().map(|leased| leased.envelope.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
     assert_eq!(ack(&queue, &again[0].token), AckOutcome::Applied);
     assert_eq!((states(&server).len(), records(&server, "corelane-q0").len()), (0, 0));
+}
+
+#[test]
+fn a_command_that_has_ended_and_that_a_killed_server_brings_back_is_not_handed_out() {
+    let Some(server) = started::<Nats>() else { return };
+    let queue = queue(&server);
+    let id = put(&queue, 1);
+    let state = format!("$KV.corelane-state.c.{id}");
+    let find = |stream: &str, wanted: &str| {
+        records(&server, stream).into_iter().find(|(subject, _)| subject.contains(wanted)).expect("it is there")
+    };
+    let (before, (subject, message)) = (find("KV_corelane-state", &id), find("corelane-q0", "corelane"));
+    let leased = take(&queue, 1).pop().expect("it is there");
+    assert_eq!(ack(&queue, &leased.token), AckOutcome::Applied);
+    assert_eq!(before.0, state);
+    // As it was before it was taken: message and state.
+    publish(&server, &state, before.1);
+    publish(&server, &subject, message);
+    assert_eq!(take(&queue, 10).len(), 0, "it has ended");
+    assert_eq!((states(&server).len(), records(&server, "corelane-q0").len()), (0, 0), "nothing is left of it");
+    assert_eq!(ack(&queue, &leased.token), AckOutcome::AlreadyApplied, "by this token");
+}
+
+#[test]
+fn a_call_that_is_not_waited_for_when_the_handle_closes_is_not_said_to_be_refused() {
+    let Some(server) = started::<Nats>() else { return };
+    let (plain, proxy) = (queue(&server), Proxy::start(server.port()));
+    put(&plain, 0);
+    let slow = connect(server.url_at(proxy.port()).as_str());
+    let delay = Duration::from_millis(700);
+    proxy.set(Fault::Delay { to_server: Duration::ZERO, to_client: delay, jitter: Duration::ZERO });
+    thread::scope(|scope| {
+        let putting = scope.spawn(|| block_on(slow.enqueue(envelope(1))));
+        while states(&server).len() < 2 {
+            thread::yield_now();
+        }
+        // The server has it, and its answer is on its way.
+        let _not_told = block_on(slow.close(Duration::from_millis(10)));
+        match putting.join().expect("it returns") {
+            Err(LaneError::Distributed(DistributedError::OutcomeUnknown { .. })) => {}
+            other => panic!("{other:?}"),
+        }
+    });
 }
 
 /// A command that was given up.

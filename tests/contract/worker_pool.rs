@@ -262,6 +262,7 @@ fn a_paused_lane_takes_nothing() {
     manager.pause("query").unwrap();
     let mut pool = WorkerPool::new(Arc::clone(&queue) as _);
     pool.start_in_lanes(&manager, commands()).unwrap();
+    // Time for claims that are not to be made.
     thread::sleep(Duration::from_millis(100));
     assert_eq!((pool.stats().claimed, block_on(queue.depth(0)).unwrap().ready), (0, 1));
     manager.resume("query").unwrap();
@@ -910,6 +911,7 @@ fn a_pool_that_is_dropped_takes_no_more_and_reports_what_it_has() {
     drop(pool);
     eventually("it was reported", || block_on(queue.depth(0)).unwrap() == corelane::Depth::default());
     put(&*queue, "query", Work::Return(1));
+    // Time for a claim that is not to be made.
     thread::sleep(Duration::from_millis(50));
     assert_eq!(block_on(queue.depth(0)).unwrap().ready, 1);
 }

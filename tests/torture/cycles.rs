@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::check::{Checker, Counts};
 use crate::child::Task;
-use crate::process::{HANG, Place, Process, Signal};
+use crate::process::{HANG, Place, Process};
+use crate::programs::Signal;
 use crate::random::Random;
 use crate::report::Event;
 use crate::store::{Lie, stored};

@@ -10,7 +10,8 @@ use futures::executor::block_on;
 use serde::{Deserialize, Serialize};
 
 use crate::child::build;
-use crate::process::{HANG, Place, Process, Signal};
+use crate::process::{HANG, Place, Process};
+use crate::programs::Signal;
 use crate::report::{Event, report};
 use crate::store::{Lie, stored};
 

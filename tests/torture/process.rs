@@ -1,14 +1,15 @@
 //! Children: this program again, with a task as its argument.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::{Command, ExitStatus};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::programs::{Child, Signal};
 use crate::report::{Event, read};
 
 /// Long enough that only a hang reaches it.
@@ -17,17 +18,7 @@ pub(crate) const HANG: Duration = Duration::from_secs(120);
 /// A child, killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
     events: Vec<Event>,
-}
-
-/// Signals that stop, continue and kill.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Signal {
-    Stop,
-    Continue,
-    Kill,
 }
 
 impl Process {
@@ -44,34 +35,15 @@ impl Process {
     }
 
     fn spawn<T: Serialize>(mut command: Command, kind: &str, task: &T, log: &Path) -> Self {
-        let log = File::options().create(true).append(true).open(log).expect("the log of children can be opened");
         let task = serde_json::to_string(task).expect("a task is data");
-        command.arg("child").arg(kind).arg(task);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("this program can be started again");
-        let stdout = BufReader::new(child.stdout.take().expect("it was piped"));
-        let stdin = child.stdin.take();
-        let (sender, lines) = mpsc::channel();
-        // Ends with the child: it alone has the other end of the pipe.
-        std::thread::spawn(move || {
-            for line in stdout.lines() {
-                let Ok(line) = line else { return };
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, stdin, lines, events: Vec::new() }
+        let child = Child::start(command.arg("child").arg(kind).arg(task), log);
+        Self { child, events: Vec::new() }
     }
 
     /// Waits until it says this, for at most `limit`; false if it ended before.
     pub(crate) fn wait_for(&mut self, limit: Duration, wanted: impl Fn(&Event) -> bool) -> bool {
         loop {
-            match self.lines.recv_timeout(limit) {
+            match self.child.line(limit) {
                 Ok(line) => {
                     let event = read(&line);
                     let found = wanted(&event);
@@ -88,37 +60,17 @@ impl Process {
 
     /// Asks it to end by itself.
     pub(crate) fn ask_to_stop(&mut self) {
-        if let Some(mut stdin) = self.stdin.take() {
-            // One that is dead already does not read.
-            let _ = stdin.write_all(b"stop\n");
-            // Stays open: its end means that this process is gone.
-            self.stdin = Some(stdin);
-        }
+        self.child.ask_to_stop();
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) {
-        if signal == Signal::Kill {
-            self.child.kill().expect("a child can be killed");
-            return;
-        }
-        let name = if signal == Signal::Stop { "STOP" } else { "CONT" };
-        let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.child.id())).status();
-        assert!(sent.is_ok_and(|status| status.success()), "no signal {name} for a child");
+        self.child.signal(signal);
     }
 
     /// Waits for its end: how it ended, and everything that it has said.
     pub(crate) fn end(mut self) -> (ExitStatus, Vec<Event>) {
         while self.wait_for(HANG, |_| false) {}
-        let status = self.child.wait().expect("a child can be waited for");
-        (status, std::mem::take(&mut self.events))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Most are gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        (self.child.wait(), self.events)
     }
 }
 

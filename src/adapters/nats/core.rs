@@ -90,9 +90,10 @@ impl Core {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn check_partition(&self, partition: usize) -> Result<(), DistributedError> {
-        let partitions = self.partitions;
-        if partition < partitions { Ok(()) } else { Err(DistributedError::NoSuchPartition { partition, partitions }) }
+    /// What is to be said of a call that was given up with its thread: the server may have heard of it.
+    pub(super) fn given_up(&self) -> DistributedError {
+        let cause = "the handle was closed before the answer came".to_owned();
+        DistributedError::OutcomeUnknown { server: self.link.server().to_owned(), cause }
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -73,16 +73,11 @@ async fn register(
     mut envelope: CommandEnvelope,
     options: EnqueueOptions,
 ) -> Result<Registered, DistributedError> {
-    envelope.check(core.partitions)?;
-    options.check()?;
+    envelope.route(&options, core.partitions, &*core.partitioner)?;
     if options.keep_result.is_some_and(|time| time > RESULTS_MAX) {
         return Err(DistributedError::Unsupported { operation: format!("results kept for more than {RESULTS_MAX:?}") });
     }
     check_size(core, &envelope, &options)?;
-    if envelope.partition_id == CommandEnvelope::UNROUTED {
-        let key = options.partition_key(&envelope);
-        envelope.partition_id = core.partitioner.partition_of(key, core.partitions) % core.partitions;
-    }
     // It has done its work.
     let options = EnqueueOptions { key: None, ..options };
     let stored = Stored::new(envelope, options);

@@ -59,9 +59,10 @@ use self::link::Link;
 use super::remote::{Gone, RemoteOptions, Settings, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
-    DistributedQueue, EnqueueOptions, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support, WorkerId,
+    DistributedQueue, EnqueueOptions, LEASE_MAX, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
+    WorkerId, check_lease, check_partition,
 };
-use crate::error::{ConfigErrors, DistributedError, Result};
+use crate::error::{ConfigErrors, DistributedError, LaneError, Result};
 use crate::queue::PartitionId;
 use crate::storage::Durability;
 
@@ -98,12 +99,6 @@ pub struct NatsDistributedQueue {
 
 /// Bytes of a message that are not the command's: its terms, headers of the protocol, what is added to a letter.
 const AROUND: usize = 64 << 10;
-
-/// The longest lease: what the server can still add to its clock, and more than anybody waits.
-const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
-
-/// Leases shorter than this end before their first extension.
-const LEASE_MIN: Duration = Duration::from_millis(1);
 
 impl NatsDistributedQueue {
     /// Connects, and makes what the queue consists of where it is not there. With an address alone, [`RemoteOptions`](crate::RemoteOptions), or
@@ -150,7 +145,7 @@ impl NatsDistributedQueue {
             return Err(DistributedError::Closed.into());
         }
         let done = self.thread.run(work(Arc::clone(&self.core))).await;
-        Ok(done.map_err(|Gone| DistributedError::Closed)??)
+        Ok(done.map_err(|Gone| self.core.given_up())??)
     }
 }
 
@@ -238,14 +233,6 @@ fn capabilities(core: &Core, version: &str, sync_always: bool) -> Capabilities {
     }
 }
 
-fn check_lease(lease: Duration) -> Result<(), DistributedError> {
-    if (LEASE_MIN..=LEASE_MAX).contains(&lease) {
-        return Ok(());
-    }
-    let hint = format!("use {LEASE_MIN:?} to a year, and three times as long as the server takes to answer");
-    Err(DistributedError::InvalidLease { lease, hint })
-}
-
 #[async_trait]
 impl DistributedQueue for NatsDistributedQueue {
     async fn enqueue(&self, envelope: CommandEnvelope) -> Result<()> {
@@ -283,7 +270,7 @@ impl DistributedQueue for NatsDistributedQueue {
 
     async fn enqueue_with(&self, envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Receipt> {
         let mut receipts = self.enqueue_batch(vec![(envelope, options)]).await;
-        receipts.pop().unwrap_or_else(|| Err(DistributedError::Closed.into()))
+        receipts.pop().unwrap_or_else(|| Err(self.core.given_up().into()))
     }
 
     async fn enqueue_batch(&self, commands: Vec<(CommandEnvelope, EnqueueOptions)>) -> Vec<Result<Receipt>> {
@@ -291,7 +278,8 @@ impl DistributedQueue for NatsDistributedQueue {
         let receipts = self.run(|core| async move { Ok(enqueue::enqueue_all(&core, commands).await) }).await;
         match receipts {
             Ok(receipts) => receipts.into_iter().map(|receipt| receipt.map_err(Into::into)).collect(),
-            Err(_) => std::iter::repeat_with(|| Err(DistributedError::Closed.into())).take(many).collect(),
+            Err(LaneError::Distributed(error)) => (0..many).map(|_| Err(error.clone().into())).collect(),
+            Err(_) => (0..many).map(|_| Err(self.core.given_up().into())).collect(),
         }
     }
 
@@ -299,15 +287,15 @@ impl DistributedQueue for NatsDistributedQueue {
         if self.core.is_closed() {
             return Err(DistributedError::Closed.into());
         }
-        self.core.check_partition(partition_id)?;
-        check_lease(claim.lease)?;
+        check_partition(partition_id, self.core.partitions)?;
+        check_lease(claim.lease, Some(LEASE_MAX))?;
         let (taken, take) = oneshot::channel();
         self.thread.spawn(claim::claim(Arc::clone(&self.core), partition_id, claim, taken));
         Ok(take.await.map_err(|_| DistributedError::Closed)??)
     }
 
     async fn extend(&self, token: &LeaseToken, lease: Duration) -> Result<()> {
-        check_lease(lease)?;
+        check_lease(lease, Some(LEASE_MAX))?;
         let token = token.clone();
         self.run(|core| async move { claim::extend(&core, &token, lease).await }).await
     }
@@ -370,7 +358,7 @@ impl DistributedQueue for NatsDistributedQueue {
         if self.core.is_closed() {
             return Err(DistributedError::Closed.into());
         }
-        self.core.check_partition(partition_id)?;
+        check_partition(partition_id, self.core.partitions)?;
         self.run(|core| async move { look::depth(&core, partition_id).await }).await
     }
 

@@ -37,8 +37,8 @@ use self::shared::Shared;
 use crate::adapters::remote::{RemoteOptions, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
-    DistributedQueue, EnqueueOptions, GlobalLimits, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
-    WorkerId,
+    DistributedQueue, EnqueueOptions, GlobalLimits, LEASE_MAX, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter,
+    Support, WorkerId, check_lease, check_partition,
 };
 use crate::error::{DistributedError, Result};
 use crate::queue::PartitionId;
@@ -130,18 +130,10 @@ impl PostgresDistributedQueue {
     }
 
     /// What may be sent.
-    fn outgoing(&self, envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Outgoing, DistributedError> {
+    fn outgoing(&self, mut envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Outgoing, DistributedError> {
         let settings = &self.open()?.settings;
-        let partitions = settings.partitions.num_partitions;
-        envelope.check(partitions)?;
-        options.check()?;
-        let partition = match envelope.partition_id {
-            CommandEnvelope::UNROUTED => {
-                settings.partitioner.partition_of(options.partition_key(&envelope), partitions) % partitions
-            }
-            given => given,
-        };
-        Outgoing::new(envelope, options, partition, settings.max_payload)
+        envelope.route(&options, settings.partitions.num_partitions, &*settings.partitioner)?;
+        Outgoing::new(envelope, options, settings.max_payload)
     }
 
     fn open(&self) -> Result<&Arc<Shared>, DistributedError> {
@@ -150,11 +142,8 @@ impl PostgresDistributedQueue {
 
     fn open_at(&self, partition: PartitionId) -> Result<&Arc<Shared>, DistributedError> {
         let shared = self.open()?;
-        let partitions = self.num_partitions();
-        if partition < partitions {
-            return Ok(shared);
-        }
-        Err(DistributedError::NoSuchPartition { partition, partitions })
+        check_partition(partition, self.num_partitions())?;
+        Ok(shared)
     }
 
     /// Has the thread do this, to its end.
@@ -201,18 +190,6 @@ impl fmt::Debug for PostgresDistributedQueue {
             .field("worker_id", &settings.worker_id)
             .finish_non_exhaustive()
     }
-}
-
-/// The shortest and the longest lease.
-const LEASE_MIN: Duration = Duration::from_millis(1);
-const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
-
-fn check_lease(lease: Duration) -> Result<(), DistributedError> {
-    if (LEASE_MIN..=LEASE_MAX).contains(&lease) {
-        return Ok(());
-    }
-    let hint = format!("use {LEASE_MIN:?} to a year, and three times as long as the server takes to answer");
-    Err(DistributedError::InvalidLease { lease, hint })
 }
 
 #[async_trait]
@@ -299,7 +276,7 @@ impl DistributedQueue for PostgresDistributedQueue {
 
     async fn dequeue_leased(&self, partition_id: PartitionId, claim: Claim) -> Result<Vec<Leased>> {
         let shared = Arc::clone(self.open_at(partition_id)?);
-        check_lease(claim.lease)?;
+        check_lease(claim.lease, Some(LEASE_MAX))?;
         let (answer, answered) = tokio::sync::oneshot::channel();
         self.thread.spawn(shared.claim(partition_id, claim, answer));
         // It ends without an answer when the queue is closed.
@@ -312,7 +289,7 @@ impl DistributedQueue for PostgresDistributedQueue {
     }
 
     async fn extend_batch(&self, tokens: &[LeaseToken], lease: Duration) -> Vec<Result<()>> {
-        if let Err(error) = check_lease(lease) {
+        if let Err(error) = check_lease(lease, Some(LEASE_MAX)) {
             return tokens.iter().map(|_| Err(error.clone().into())).collect();
         }
         let tokens = tokens.to_vec();

@@ -55,11 +55,10 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Of a command that was checked, for this partition.
+    /// Of a command that has its partition.
     pub(super) fn new(
         envelope: CommandEnvelope,
         options: EnqueueOptions,
-        partition: PartitionId,
         max_payload: usize,
     ) -> Result<Self, DistributedError> {
         let version = options.payload_version.unwrap_or(1);
@@ -78,7 +77,7 @@ impl Outgoing {
             fingerprint,
             body,
             id: envelope.id,
-            partition: i32::try_from(partition).unwrap_or(i32::MAX),
+            partition: i32::try_from(envelope.partition_id).unwrap_or(i32::MAX),
             lane: envelope.lane_id,
             kind: envelope.command_type,
             priority: i16::from(options.priority.unwrap_or(EnqueueOptions::DEFAULT_PRIORITY)),

@@ -25,18 +25,14 @@ use self::queue::{Incoming, Queue, Settlement};
 use super::remote::{Gone, RemoteOptions, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
-    DistributedQueue, EnqueueOptions, GlobalLimits, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
-    WorkerId,
+    DistributedQueue, EnqueueOptions, GlobalLimits, LEASE_MAX, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter,
+    Support, WorkerId, check_lease, check_partition,
 };
 use crate::error::{DistributedError, Result};
 use crate::queue::PartitionId;
 
 /// Its URLs, and whether each means TLS.
 const SCHEMES: &[(&str, bool)] = &[("redis", false), ("rediss", true)];
-
-/// Shorter leases end before their first extension.
-const LEASE_MIN: Duration = Duration::from_millis(1);
-const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A [`DistributedQueue`] in Redis 7.0 or later, or in Valkey.
 ///
@@ -113,11 +109,6 @@ impl RedisDistributedQueue {
         Ok(queue)
     }
 
-    fn check_partition(&self, partition: PartitionId) -> Result<(), DistributedError> {
-        let partitions = self.num_partitions();
-        if partition < partitions { Ok(()) } else { Err(DistributedError::NoSuchPartition { partition, partitions }) }
-    }
-
     /// Has the thread do this. Goes on if it is not waited for any more.
     async fn tell<T, Work>(&self, work: impl FnOnce(Arc<Queue>) -> Work) -> Result<T, DistributedError>
     where
@@ -158,13 +149,7 @@ impl RedisDistributedQueue {
 
     /// Looks at a command before it is sent.
     fn incoming(&self, mut envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Incoming, DistributedError> {
-        let partitions = self.num_partitions();
-        envelope.check(partitions)?;
-        options.check()?;
-        if envelope.partition_id == CommandEnvelope::UNROUTED {
-            let key = options.partition_key(&envelope);
-            envelope.partition_id = self.shared.settings.partitioner.partition_of(key, partitions) % partitions;
-        }
+        envelope.route(&options, self.num_partitions(), &*self.shared.settings.partitioner)?;
         let record = record::encode(&envelope, &options)?;
         let (size, limit) = (record.len(), self.shared.settings.max_payload);
         if size > limit {
@@ -178,14 +163,6 @@ impl RedisDistributedQueue {
         let mut outcomes = self.tell(|shared| async move { shared.settle_all(vec![settlement]).await }).await?;
         outcomes.pop().unwrap_or_else(|| Err(self.gone().into()))
     }
-}
-
-fn check_lease(lease: Duration) -> Result<(), DistributedError> {
-    if (LEASE_MIN..=LEASE_MAX).contains(&lease) {
-        return Ok(());
-    }
-    let hint = format!("use {LEASE_MIN:?} to a year, and at least three times as long as the server takes to answer");
-    Err(DistributedError::InvalidLease { lease, hint })
 }
 
 /// The same error for each.
@@ -276,8 +253,8 @@ impl DistributedQueue for RedisDistributedQueue {
 
     async fn dequeue_leased(&self, partition_id: PartitionId, claim: Claim) -> Result<Vec<Leased>> {
         let call = self.shared.begin()?;
-        self.check_partition(partition_id)?;
-        check_lease(claim.lease)?;
+        check_partition(partition_id, self.num_partitions())?;
+        check_lease(claim.lease, Some(LEASE_MAX))?;
         self.listen_for(claim.wait);
         let (answer, taken) = oneshot::channel();
         let shared = Arc::clone(&self.shared);
@@ -298,7 +275,7 @@ impl DistributedQueue for RedisDistributedQueue {
     }
 
     async fn extend_batch(&self, tokens: &[LeaseToken], lease: Duration) -> Vec<Result<()>> {
-        if let Err(refused) = self.shared.check_open().and_then(|()| check_lease(lease)) {
+        if let Err(refused) = self.shared.check_open().and_then(|()| check_lease(lease, Some(LEASE_MAX))) {
             return all(tokens.len(), &refused);
         }
         let sent = tokens.to_vec();
@@ -359,7 +336,7 @@ impl DistributedQueue for RedisDistributedQueue {
 
     async fn depth(&self, partition_id: PartitionId) -> Result<Depth> {
         self.shared.check_open()?;
-        self.check_partition(partition_id)?;
+        check_partition(partition_id, self.num_partitions())?;
         self.ask(|shared| async move { shared.depth(partition_id).await }).await
     }
 

@@ -22,7 +22,7 @@ use self::state::State;
 use super::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DEFAULT_LEASE, DeadPage, DeadReason, Depth,
     DistributedHealth, DistributedQueue, EnqueueOptions, GlobalLimits, LeaseToken, Leased, Nack, Receipt,
-    RemoteDeadLetter, Support, WorkerId,
+    RemoteDeadLetter, Support, WorkerId, check_lease, check_partition,
 };
 use crate::clock::Tick;
 use crate::error::{ConfigErrors, DistributedError, LaneError, Result};
@@ -233,11 +233,6 @@ impl Shared {
         state
     }
 
-    fn check(&self, partition: PartitionId) -> Result<(), DistributedError> {
-        let partitions = self.config.num_partitions;
-        if partition < partitions { Ok(()) } else { Err(DistributedError::NoSuchPartition { partition, partitions }) }
-    }
-
     /// What the calls have in common that end a lease.
     fn settle(&self, settle: impl FnOnce(&mut State) -> AckOutcome) -> AckOutcome {
         let outcome = settle(&mut self.lock());
@@ -256,17 +251,6 @@ async fn until(event: impl Future<Output = ()>, at: Tick) {
     } else {
         event.or(async { sleep_until(at).await }).await;
     }
-}
-
-/// Leases shorter than this end before their first extension.
-const LEASE_MIN: Duration = Duration::from_millis(1);
-
-fn check_lease(lease: Duration) -> Result<(), DistributedError> {
-    if lease >= LEASE_MIN {
-        return Ok(());
-    }
-    let hint = format!("use at least {LEASE_MIN:?}, and three times as long as the server takes to answer");
-    Err(DistributedError::InvalidLease { lease, hint })
 }
 
 #[async_trait]
@@ -320,31 +304,23 @@ impl DistributedQueue for LocalDistributedQueue {
         }
     }
 
-    async fn enqueue_with(&self, envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Receipt> {
+    async fn enqueue_with(&self, mut envelope: CommandEnvelope, options: EnqueueOptions) -> Result<Receipt> {
         let shared = self.open()?;
-        let partitions = shared.config.num_partitions;
-        envelope.check(partitions)?;
-        options.check()?;
-        let partition = match envelope.partition_id {
-            CommandEnvelope::UNROUTED => {
-                shared.partitioner.partition_of(options.partition_key(&envelope), partitions) % partitions
-            }
-            given => given,
-        };
-        let receipt = shared.lock().enqueue(envelope, options, partition, now())?;
+        envelope.route(&options, self.num_partitions(), &*shared.partitioner)?;
+        let receipt = shared.lock().enqueue(envelope, options, now())?;
         shared.readied.notify(usize::MAX);
         Ok(receipt)
     }
 
     async fn dequeue_leased(&self, partition_id: PartitionId, claim: Claim) -> Result<Vec<Leased>> {
-        let shared = self.open()?;
-        shared.check(partition_id)?;
-        check_lease(claim.lease)?;
+        self.open()?;
+        check_partition(partition_id, self.num_partitions())?;
+        check_lease(claim.lease, None)?;
         Ok(self.claim(partition_id, &claim).await)
     }
 
     async fn extend(&self, token: &LeaseToken, lease: Duration) -> Result<()> {
-        check_lease(lease)?;
+        check_lease(lease, None)?;
         Ok(self.open()?.lock().extend(token, lease, now())?)
     }
 
@@ -401,7 +377,7 @@ impl DistributedQueue for LocalDistributedQueue {
 
     async fn depth(&self, partition_id: PartitionId) -> Result<Depth> {
         let shared = self.open()?;
-        shared.check(partition_id)?;
+        check_partition(partition_id, self.num_partitions())?;
         Ok(shared.lock().depth(partition_id, now()))
     }
 

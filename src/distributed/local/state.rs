@@ -198,9 +198,8 @@ impl State {
 
     pub(super) fn enqueue(
         &mut self,
-        mut envelope: CommandEnvelope,
+        envelope: CommandEnvelope,
         options: EnqueueOptions,
-        partition: PartitionId,
         now: Tick,
     ) -> Result<Receipt, DistributedError> {
         let fingerprint = envelope.fingerprint();
@@ -210,7 +209,7 @@ impl State {
         if self.capacity.is_some_and(|capacity| self.alive >= capacity) {
             return Err(DistributedError::Full(format!("it holds {} commands, as many as it may", self.alive)));
         }
-        envelope.partition_id = partition;
+        let partition = envelope.partition_id;
         let number = self.next;
         self.next += 1;
         self.alive += 1;

@@ -1,9 +1,7 @@
 //! A command of an envelope, and what it knows of its delivery.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,10 +15,7 @@ use super::Function;
 use super::held::Guard;
 use crate::distributed::{CommandEnvelope, Leased};
 use crate::error::{LaneError, Result};
-use crate::executor::{discard_panic, panic_message};
-use crate::queue::{Command, DurableCommand};
-
-type Make = Box<dyn Fn(u32, Value) -> Result<Box<dyn Command>> + Send + Sync>;
+use crate::queue::{Command, DurableCommand, Registry, Unmade};
 
 /// How commands are made of their envelopes, by their types.
 ///
@@ -37,13 +32,9 @@ type Make = Box<dyn Fn(u32, Value) -> Result<Box<dyn Command>> + Send + Sync>;
 ///
 /// let commands = RemoteCommands::new().with_durable::<Resize>();
 /// ```
-#[derive(Default)]
+#[derive(Debug, Default)]
 #[must_use]
-pub struct RemoteCommands {
-    /// With the latest version that is read.
-    constructors: HashMap<String, (u32, Make)>,
-    doubles: Vec<String>,
-}
+pub struct RemoteCommands(Registry<dyn Command>);
 
 impl RemoteCommands {
     /// No types.
@@ -52,55 +43,35 @@ impl RemoteCommands {
     }
 
     /// Also commands of type `C`. Their result is `C`'s output as JSON.
-    pub fn with_durable<C: DurableCommand>(self) -> Self {
-        let make = |version, payload| Ok(Box::new(Data(C::decode(version, payload)?)) as Box<dyn Command>);
-        self.with(C::TYPE.to_owned(), C::VERSION, Box::new(make))
+    pub fn with_durable<C: DurableCommand>(mut self) -> Self {
+        self.0.add(C::TYPE.to_owned(), C::VERSION, |version, payload| Ok(Box::new(Data(C::decode(version, payload)?))));
+        self
     }
 
     /// Also commands of this type. The constructor gets the version of the payload, 1 if none was given, and the payload.
     pub fn with_constructor(
-        self,
+        mut self,
         command_type: impl Into<String>,
         make: impl Fn(u32, Value) -> Result<Box<dyn Command>> + Send + Sync + 'static,
     ) -> Self {
-        self.with(command_type.into(), u32::MAX, Box::new(make))
-    }
-
-    fn with(mut self, command_type: String, version: u32, make: Make) -> Self {
-        if self.constructors.insert(command_type.clone(), (version, make)).is_some() {
-            self.doubles.push(command_type);
-        }
+        self.0.add(command_type.into(), u32::MAX, make);
         self
     }
 
     pub(super) fn doubles(&self) -> &[String] {
-        &self.doubles
+        self.0.doubles()
     }
 
-    /// The command of an envelope; why not, if not. Calls others' code, which may panic.
+    /// The command of an envelope; why not, if not.
     pub(super) fn make(&self, leased: &Leased) -> Result<Box<dyn Command>, String> {
         let CommandEnvelope { command_type, payload, .. } = &leased.envelope;
-        let version = leased.payload_version;
-        let Some((known, make)) = self.constructors.get(command_type) else {
-            return Err(format!("type {command_type:?} is not known here: add with_durable or with_constructor"));
-        };
-        if version > *known {
-            return Err(format!("its payload is of version {version}, and this program reads up to {known}"));
-        }
-        match catch_unwind(AssertUnwindSafe(|| make(version, payload.clone()))) {
-            Ok(made) => made.map_err(|error| error.to_string()),
-            Err(panic) => {
-                let message = format!("its constructor panicked: {}", panic_message(panic.as_ref()));
-                discard_panic(panic);
-                Err(message)
+        let made = self.0.make(command_type, leased.payload_version, payload.clone());
+        made.map_err(|why| match why {
+            Unmade::UnknownType => {
+                format!("type {command_type:?} is not known here: add with_durable or with_constructor")
             }
-        }
-    }
-}
-
-impl fmt::Debug for RemoteCommands {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.constructors.keys()).finish()
+            why => why.to_string(),
+        })
     }
 }
 

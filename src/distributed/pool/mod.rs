@@ -8,8 +8,8 @@
 //! | `held` | leases, and the thread that extends them |
 //! | `settle` | how a command has ended, and telling the queue so |
 //!
-//! A command's way: a partition's task takes room in a lane, claims, makes the command and submits it; from then on the lane
-//! has it, with its limits, retries, metrics and dead letters. Its ticket says how it ended, which goes to the queue in batches.
+//! A command's way: a partition's task takes room in a lane, claims, makes the command and submits it (with nothing to claim it
+//! waits for one without taking room, and gives that back if there is none then); from then on the lane has it, with its limits, retries, metrics and dead letters. Its ticket says how it ended, which goes to the queue in batches.
 //! Meanwhile the lease thread extends its lease, and cancels it if that is lost.
 
 mod commands;
@@ -60,6 +60,8 @@ struct Pool {
     executor: Executor,
     lease: Duration,
     target: Target,
+    /// Keeps the lanes.
+    _lanes: Arc<CommandQueue>,
     rooms: Rooms,
     leases: Leases,
     outbox: Outbox,
@@ -94,17 +96,10 @@ impl Drop for InHand {
 
 /// Where commands run.
 enum Target {
-    Lanes {
-        commands: RemoteCommands,
-        /// Keeps the lanes' queue.
-        _queue: Arc<CommandQueue>,
-    },
-    /// All of them in one lane of its own, whatever lanes their envelopes name.
-    Function {
-        run: Function,
-        /// Keeps the lane's queue.
-        _queue: Arc<CommandQueue>,
-    },
+    /// In the lanes that their envelopes name.
+    Lanes(RemoteCommands),
+    /// All of them in one lane of its own.
+    Function(Function),
 }
 
 type Function =
@@ -175,8 +170,10 @@ impl WorkerPool {
     }
 
     /// Runs each command by `command_executor`: [`WorkerPool::with_concurrency`] at a time for each partition, whatever their lanes
-    /// are. What it returns is the command's result; an error, or a panic, makes it a dead letter. Does nothing if the
-    /// pool runs already.
+    /// are. What it returns is the command's result; an error, or a panic, makes it a dead letter.
+    ///
+    /// Does nothing if the pool runs already, or with settings that can not be (a lease of no time, a partition that is not there):
+    /// the log says so, and [`WorkerPool::is_running`].
     pub fn start<F, Fut>(&mut self, command_executor: F)
     where
         F: Fn(CommandEnvelope) -> Fut + Send + Sync + Clone + 'static,
@@ -197,8 +194,7 @@ impl WorkerPool {
             }
         };
         let run: Function = Arc::new(move |envelope| Box::pin(command_executor(envelope)));
-        let target = Target::Function { run, _queue: queue };
-        if let Err(error) = self.begin(executor, target, vec![lane]) {
+        if let Err(error) = self.begin(queue, Target::Function(run), vec![lane]) {
             tracing::error!(%error, "the workers of a distributed queue can not be started");
         }
     }
@@ -229,11 +225,11 @@ impl WorkerPool {
             errors.push(format!("commands[{double:?}]"), double, "is given twice: give each type one constructor");
         }
         errors.into_result()?;
-        let executor = queue.executor().clone();
-        self.begin(executor, Target::Lanes { commands, _queue: queue }, lanes)
+        self.begin(queue, Target::Lanes(commands), lanes)
     }
 
-    fn begin(&mut self, executor: Executor, target: Target, lanes: Vec<Lane>) -> Result<()> {
+    fn begin(&mut self, queue: Arc<CommandQueue>, target: Target, lanes: Vec<Lane>) -> Result<()> {
+        let executor = queue.executor().clone();
         let there = self.queue.num_partitions();
         let partitions = self.partitions.clone().unwrap_or_else(|| (0..there).collect());
         let mut errors = ConfigErrors::default();
@@ -259,6 +255,7 @@ impl WorkerPool {
             executor: executor.clone(),
             lease: self.lease,
             target,
+            _lanes: queue,
             rooms: Rooms::new(lanes),
             leases,
             outbox: Outbox::default(),

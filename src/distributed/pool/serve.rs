@@ -150,7 +150,7 @@ impl Pool {
     }
 
     fn is_by_function(&self) -> bool {
-        matches!(self.target, Target::Function { .. })
+        matches!(self.target, Target::Function(_))
     }
 
     /// The lane that a command goes to; none: to the only one.
@@ -160,8 +160,8 @@ impl Pool {
 
     fn make(&self, leased: &Leased) -> Result<Box<dyn Command>, String> {
         match &self.target {
-            Target::Lanes { commands, .. } => commands.make(leased),
-            Target::Function { run, .. } => {
+            Target::Lanes(commands) => commands.make(leased),
+            Target::Function(run) => {
                 Ok(Box::new(ByFunction { run: Arc::clone(run), envelope: leased.envelope.clone() }))
             }
         }

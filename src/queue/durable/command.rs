@@ -1,7 +1,5 @@
-//! Commands that are data, and how they are made again.
+//! Commands that are data.
 
-use std::collections::HashMap;
-use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -14,6 +12,7 @@ use super::recover::Recovered;
 use crate::error::{LaneError, Result, StorageError};
 use crate::queue::command::{Boxed, Command, Job};
 use crate::queue::dead_letter::Replay;
+use crate::queue::registry::Registry;
 
 /// A command that can be stored and made again: serde data, and what to do with it. Register its type with
 /// [`QueueManagerBuilder::with_durable`](crate::QueueManagerBuilder::with_durable).
@@ -129,47 +128,11 @@ impl<C: DurableCommand, P: Deref<Target = C> + Into<Arc<C>> + Send + Sync + 'sta
     }
 }
 
-type Make = Box<dyn Fn(u32, Value) -> Result<Box<dyn Recovered>> + Send + Sync>;
-
-struct Constructor {
-    /// The latest version that it reads.
-    version: u32,
-    make: Make,
-}
-
-/// How commands are made again, by type.
-#[derive(Default)]
-pub(in crate::queue) struct Registry {
-    constructors: HashMap<String, Constructor>,
-    /// Types that were given more than once.
-    doubles: Vec<String>,
-}
-
-/// Why a command can not be made again.
-pub(super) enum Unmade {
-    UnknownType,
-    TooNew { version: u32, known: u32 },
-    Undecodable(LaneError),
-}
-
-impl fmt::Display for Unmade {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownType => f.write_str("its type is not registered: add with_durable or with_constructor"),
-            Self::TooNew { version, known } => {
-                write!(f, "its version is {version}, and this program reads up to {known}")
-            }
-            Self::Undecodable(error) => write!(f, "it can not be read: {error}"),
-        }
-    }
-}
-
-impl Registry {
+impl Registry<dyn Recovered> {
     pub(in crate::queue) fn add_durable<C: DurableCommand>(&mut self) {
-        let make = |version, payload| -> Result<Box<dyn Recovered>> {
+        self.add(C::TYPE.to_owned(), C::VERSION, |version, payload| {
             Ok(Box::new(Durable(Box::new(C::decode(version, payload)?))))
-        };
-        self.add(C::TYPE.to_owned(), C::VERSION, Box::new(make));
+        });
     }
 
     pub(in crate::queue) fn add_boxed(
@@ -177,43 +140,6 @@ impl Registry {
         command_type: String,
         make: impl Fn(u32, Value) -> Result<Box<dyn Command>> + Send + Sync + 'static,
     ) {
-        let make =
-            move |version, payload| -> Result<Box<dyn Recovered>> { Ok(Box::new(Boxed(make(version, payload)?))) };
-        self.add(command_type, u32::MAX, Box::new(make));
-    }
-
-    fn add(&mut self, command_type: String, version: u32, make: Make) {
-        let before = self.constructors.insert(command_type.clone(), Constructor { version, make });
-        if before.is_some() {
-            self.doubles.push(command_type);
-        }
-    }
-
-    pub(in crate::queue) fn doubles(&self) -> &[String] {
-        &self.doubles
-    }
-
-    pub(in crate::queue) fn is_empty(&self) -> bool {
-        self.constructors.is_empty()
-    }
-
-    pub(super) fn knows(&self, command_type: &str) -> bool {
-        self.constructors.contains_key(command_type)
-    }
-
-    /// Makes a command again. Calls others' code, which may panic.
-    pub(super) fn make(&self, command_type: &str, version: u32, payload: Value) -> Result<Box<dyn Recovered>, Unmade> {
-        let constructor = self.constructors.get(command_type).ok_or(Unmade::UnknownType)?;
-        let known = constructor.version;
-        if version > known {
-            return Err(Unmade::TooNew { version, known });
-        }
-        super::stored::guarded(|| (constructor.make)(version, payload)).map_err(Unmade::Undecodable)
-    }
-}
-
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.constructors.keys()).finish()
+        self.add(command_type, u32::MAX, move |version, payload| Ok(Box::new(Boxed(make(version, payload)?))));
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `store` | the queue's side of a [`Storage`](crate::Storage): sequence, what it is owed, what happens when it fails |
 //! | `outbox` | changes that nobody refuses any more, in their order |
-//! | `command` | commands that are data, and how they are made again |
+//! | `command` | commands that are data |
 //! | `submit` | a reservation in the lane, then the store, then the lane |
 //! | `stored` | what a command has of the store while it lives: its mark, its key, its end |
 //! | `idempotency` | which keys are taken, and by what |
@@ -27,10 +27,10 @@ mod trial;
 pub use command::DurableCommand;
 pub use recover::{ParkReason, Parked, RecoveryReport};
 
-pub(super) use command::{Durable, Registry};
+pub(super) use command::Durable;
 pub(super) use idempotency::{Shared, Window};
 pub(super) use letters::{LetterStore, StoredAs};
-pub(super) use recover::{CrashLimit, recover};
+pub(super) use recover::{CrashLimit, Recovered, recover};
 pub(super) use store::{Store, StoreState};
-pub(super) use stored::Stored;
+pub(super) use stored::{Stored, guarded};
 pub(super) use trial::Verdict;

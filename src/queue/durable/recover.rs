@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::command::Unmade;
 use super::idempotency::{TakenAgain, fingerprint};
 use super::letters::{LetterStore, from_stored, to_stored, unmade};
 use super::store::Store;
@@ -28,6 +27,7 @@ use crate::queue::command_queue::{CommandQueue, QueueCore};
 use crate::queue::dead_letter::{DeadLetter, DeadLetterReason};
 use crate::queue::incoming::Incoming;
 use crate::queue::lane::Lane;
+use crate::queue::registry::Unmade;
 use crate::storage::{Change, Durability, StoredCommand};
 
 /// Commands that are read at a time.
@@ -119,7 +119,7 @@ impl CrashLimit {
 }
 
 /// A command that was made again, whatever it results in.
-pub(super) trait Recovered: Send {
+pub(in crate::queue) trait Recovered: Send {
     /// Puts it into its lane, before anything that is submitted.
     fn admit(self: Box<Self>, lane: &Lane, terms: Again);
     /// Runs it whatever its lane says.
@@ -129,7 +129,7 @@ pub(super) trait Recovered: Send {
 }
 
 /// On what terms a command comes back.
-pub(super) struct Again {
+pub(in crate::queue) struct Again {
     id: CommandId,
     attempts: u32,
     /// It was running when a process died.

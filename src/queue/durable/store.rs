@@ -17,16 +17,16 @@ use std::time::Duration;
 use event_listener::Event;
 use futures_lite::FutureExt as _;
 
-use super::command::Registry;
 use super::idempotency::{Keys, Window};
 use super::outbox::{Group, Outbox, Told};
-use super::recover::{RecoveryReport, Suspect};
+use super::recover::{Recovered, RecoveryReport, Suspect};
 use crate::clock::Tick;
 use crate::error::{LaneError, Result, StorageError};
 use crate::event::{EventEmitter, Transition};
 use crate::executor::{Executor, LOWEST_PRIORITY, discard_panic, panic_message, sleep};
 use crate::id::CommandId;
 use crate::queue::command_queue::QueueCore;
+use crate::queue::registry::Registry;
 use crate::storage::{Change, Durability, StartMark, Storage, StorageHealth};
 
 /// How often a store that has failed is asked again.
@@ -46,7 +46,7 @@ pub(in crate::queue) type Storing = Pin<Box<dyn Future<Output = Result<()>> + Se
 
 pub(in crate::queue) struct Store {
     pub(super) storage: Arc<dyn Storage>,
-    pub(super) registry: Registry,
+    pub(super) registry: Registry<dyn Recovered>,
     pub(super) keys: Arc<Keys>,
     executor: Executor,
     events: EventEmitter,
@@ -78,7 +78,7 @@ struct Trouble {
 impl Store {
     pub(in crate::queue) fn new(
         storage: Arc<dyn Storage>,
-        registry: Registry,
+        registry: Registry<dyn Recovered>,
         window: Window,
         executor: Executor,
         events: EventEmitter,

@@ -213,7 +213,7 @@ impl std::fmt::Debug for Stored {
 }
 
 /// What others' code gives; a panic is an error.
-pub(super) fn guarded<T>(code: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(in crate::queue) fn guarded<T>(code: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|panic| {
         let message = panic_message(panic.as_ref()).to_owned();
         discard_panic(panic);
