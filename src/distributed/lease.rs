@@ -55,8 +55,6 @@ impl LeaseToken {
 
 /// Leases shorter than this end before their first extension.
 const LEASE_MIN: Duration = Duration::from_millis(1);
-/// The longest lease of a server: what it can still add to its clock, and more than anybody waits.
-pub(crate) const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Whether leases of this length are given by a queue whose longest are these.
 pub(crate) fn check_lease(lease: Duration, longest: Option<Duration>) -> Result<(), DistributedError> {

@@ -26,8 +26,8 @@ pub use capability::{Capabilities, Depth, DistributedHealth, Support};
 pub use dead_letter::{DeadPage, DeadReason, RemoteDeadLetter};
 pub(crate) use envelope::check_partition;
 pub use envelope::{CommandEnvelope, CommandResult, EnqueueOptions, Receipt, WorkerId};
+pub(crate) use lease::check_lease;
 pub use lease::{AckOutcome, Claim, GlobalLimits, LaneClaim, LeaseToken, Leased, Nack};
-pub(crate) use lease::{LEASE_MAX, check_lease};
 pub use local::{LocalDistributedQueue, PartitionReceiver, ResultReceiver, ResultSender};
 pub use pool::{Delivery, RemoteCommands, WorkerPool, WorkerPoolStats};
 

@@ -13,8 +13,8 @@
 //! | `ticket` | the submitter's side |
 //!
 //! Beside that way: `measured` says what the queue's metrics do not count themselves, `traced` keeps the times of a command,
-//! `explain` says why one waits; `registry` makes commands of data, `partition` gives them homes; `dead_letter` keeps what was given up, `stop` ends a queue in phases; `acquire`, `rate` and
-//! `priority_queue` are for hosts that run their work themselves.
+//! `explain` says why one waits; `registry` makes commands of data, `partition` gives them homes; `dead_letter` keeps what was
+//! given up, `stop` ends a queue in phases; `acquire`, `rate` and `priority_queue` are for hosts that run their work themselves.
 
 mod acquire;
 mod admission;

@@ -56,11 +56,11 @@ use self::connect::Sight;
 use self::core::{Core, Found};
 use self::end::End;
 use self::link::Link;
-use super::remote::{Gone, RemoteOptions, Settings, Thread};
+use super::remote::{Gone, LEASE_MAX, RemoteOptions, Settings, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
-    DistributedQueue, EnqueueOptions, LEASE_MAX, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
-    WorkerId, check_lease, check_partition,
+    DistributedQueue, EnqueueOptions, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support, WorkerId,
+    check_lease, check_partition,
 };
 use crate::error::{ConfigErrors, DistributedError, LaneError, Result};
 use crate::queue::PartitionId;

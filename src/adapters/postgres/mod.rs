@@ -34,11 +34,11 @@ use tokio_postgres::Transaction;
 use self::record::Outgoing;
 use self::settle::Settlement;
 use self::shared::Shared;
-use crate::adapters::remote::{RemoteOptions, Thread};
+use crate::adapters::remote::{LEASE_MAX, RemoteOptions, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
-    DistributedQueue, EnqueueOptions, GlobalLimits, LEASE_MAX, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter,
-    Support, WorkerId, check_lease, check_partition,
+    DistributedQueue, EnqueueOptions, GlobalLimits, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
+    WorkerId, check_lease, check_partition,
 };
 use crate::error::{DistributedError, Result};
 use crate::queue::PartitionId;

@@ -22,11 +22,11 @@ use tokio::sync::oneshot;
 
 use self::connection::Connection;
 use self::queue::{Incoming, Queue, Settlement};
-use super::remote::{Gone, RemoteOptions, Thread};
+use super::remote::{Gone, LEASE_MAX, RemoteOptions, Thread};
 use crate::distributed::{
     AckOutcome, Capabilities, Claim, CommandEnvelope, CommandResult, DeadPage, DeadReason, Depth, DistributedHealth,
-    DistributedQueue, EnqueueOptions, GlobalLimits, LEASE_MAX, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter,
-    Support, WorkerId, check_lease, check_partition,
+    DistributedQueue, EnqueueOptions, GlobalLimits, LeaseToken, Leased, Nack, Receipt, RemoteDeadLetter, Support,
+    WorkerId, check_lease, check_partition,
 };
 use crate::error::{DistributedError, Result};
 use crate::queue::PartitionId;

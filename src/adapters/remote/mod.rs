@@ -5,7 +5,12 @@ mod backoff;
 mod options;
 mod thread;
 
+use std::time::Duration;
+
 pub(crate) use backoff::Backoff;
 pub use options::RemoteOptions;
 pub(crate) use options::Settings;
 pub(crate) use thread::{Gone, Thread};
+
+/// The longest lease of a server: what it can still add to its clock, and more than anybody waits.
+pub(crate) const LEASE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);

@@ -155,7 +155,7 @@ impl WorkerPool {
         self
     }
 
-    /// How many commands [`WorkerPool::start`] runs at a time, for each partition. Default: 1.
+    /// How many commands [`WorkerPool::start`] runs at a time, for each partition; 0 counts as 1. Default: 1.
     #[must_use]
     pub fn with_concurrency(mut self, commands: usize) -> Self {
         self.concurrency = commands.max(1);

@@ -1,7 +1,10 @@
 //! Servers that tests start, kill and start again.
 
+#[cfg(feature = "nats")]
 pub(crate) mod nats;
+#[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+#[cfg(feature = "redis")]
 pub(crate) mod redis;
 
 use std::fs;
