@@ -297,6 +297,20 @@ impl Executor {
         task
     }
 
+    /// Starts a task for one that runs on this executor: also while that drains, which then waits for both.
+    pub(crate) fn spawn_from_task<F>(&self, priority: u8, future: F) -> Task<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let priority = priority.min(LOWEST_PRIORITY);
+        let (runnable, task) = task::new(self.shared(), Making::plain(priority), |_| future);
+        if !self.is_closed() {
+            self.shared().push_new(priority, runnable);
+        }
+        task
+    }
+
     /// Makes a task that waits to be admitted: the caller keeps the runnable until it may run.
     #[inline]
     pub(crate) fn prepare<F>(&self, making: Making, make: impl FnOnce(TaskRef) -> F) -> (Runnable, Task<F::Output>)
@@ -532,5 +546,41 @@ fn contained(waking: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(waking)) {
         tracing::error!(panic = panic_message(payload.as_ref()), "a waker panicked on a worker; contained");
         discard_panic(payload);
+    }
+}
+
+#[cfg(all(test, not(corelane_loom), not(miri)))]
+mod tests {
+    use futures::channel::oneshot;
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    #[test]
+    fn a_task_starts_another_one_while_the_executor_drains() {
+        let executor = Executor::builder().workers(2).pin(false).build().expect("two workers");
+        let (draining, drains) = oneshot::channel();
+        let first = executor.spawn(0, {
+            let executor = executor.clone();
+            async move {
+                drains.await.expect("it is told");
+                assert!(!executor.is_open());
+                let from_outside = executor.spawn(0, async {});
+                let from_task = executor.spawn_from_task(0, yield_now());
+                (from_outside.await.is_err(), from_task.await.is_ok())
+            }
+        });
+        let shutdown = std::thread::spawn({
+            let executor = executor.clone();
+            move || block_on(executor.shutdown(Duration::from_secs(60)))
+        });
+        while executor.is_open() {
+            std::thread::yield_now();
+        }
+        draining.send(()).expect("it waits");
+        assert_eq!(block_on(first).expect("it runs to its end"), (true, true));
+        assert_eq!(shutdown.join().expect("it returns").unfinished, 0);
+        let late = executor.spawn_from_task(0, async {});
+        assert!(block_on(late).is_err(), "on a closed executor nothing runs");
     }
 }

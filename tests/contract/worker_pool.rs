@@ -621,7 +621,7 @@ fn a_pool_whose_executor_is_shut_down_takes_no_more_and_can_be_shut_down() {
     });
     let stats = block_on(pool.stop(PATIENCE));
     let depth = block_on(queue.depth(0)).unwrap();
-    assert_eq!((depth.leased, depth.dead), (0, 0), "what it can not run is given back: {depth:?}");
+    assert_eq!((depth.leased, depth.dead), (0, 0), "what it can not run is given back: {stats:?}, {depth:?}");
     assert_eq!(depth.ready + usize::try_from(stats.completed).unwrap(), 51, "{stats:?}, {depth:?}");
 }
 

@@ -116,7 +116,8 @@ fn begin(pool: &Arc<Pool>, leased: Leased, lane: Option<Lane>, called: Tick) {
     let taken = Taken { envelope: leased.envelope, held, registered, hand };
     match ending {
         Some(ending) => pool.outbox.put(taken, ending),
-        None => pool.executor.spawn(0, settle::supervise(Arc::clone(pool), taken)).detach(),
+        // Also when the executor has begun to drain since the command was submitted: it drains that, too.
+        None => pool.executor.spawn_from_task(0, settle::supervise(Arc::clone(pool), taken)).detach(),
     }
 }
 
