@@ -139,10 +139,9 @@ struct Now {
 impl Checker {
     /// Looks at what one process has said, which was killed or has stopped.
     pub(crate) fn process(&mut self, process: u64, events: Vec<Event>, killed: bool) {
-        // Who submits meanwhile may say after that that it was refused.
-        let mut said =
-            events.iter().rev().filter(|event| !matches!(event, Event::Refused { .. } | Event::Submitting { .. }));
-        let stopped = matches!(said.next(), Some(Event::Stopped));
+        // Who submits and waits may be late to say what was before that; what runs, and what is stored, may not.
+        let stopped = events.iter().rev().find(|event| !event.is_of_submitter());
+        let stopped = matches!(stopped, Some(Event::Stopped));
         let mut now = Now { process, ..Now::default() };
         for (at, event) in events.into_iter().enumerate() {
             self.event(at, event, &mut now);

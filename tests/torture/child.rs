@@ -120,6 +120,8 @@ pub(crate) fn run(task: &str) {
     let report_of = block_on(manager.stop(stop));
     if report_of.is_complete() && report_of.storage.is_none() {
         report(&Event::Stopped);
+        // What would begin now would be seen.
+        std::thread::sleep(Duration::from_millis(30));
     } else {
         report(&Event::Note { text: format!("{report_of:?}") });
     }

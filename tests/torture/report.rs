@@ -45,6 +45,30 @@ pub(crate) enum Event {
     Note { text: String },
 }
 
+impl Event {
+    /// A submitter says it, of its submission: at a time of its own.
+    pub(crate) fn is_of_submitter(&self) -> bool {
+        match self {
+            Self::Submitting { .. }
+            | Self::Accepted { .. }
+            | Self::Refused { .. }
+            | Self::HandedOut { .. }
+            | Self::Cancelling { .. }
+            | Self::Cancelled { .. } => true,
+            Self::Built { .. }
+            | Self::Ready
+            | Self::Marking { .. }
+            | Self::Unmarked { .. }
+            | Self::Started { .. }
+            | Self::Ended { .. }
+            | Self::Left { .. }
+            | Self::Replaying { .. }
+            | Self::Stopped
+            | Self::Note { .. } => false,
+        }
+    }
+}
+
 /// Says it; a child that nobody listens to has no reason to go on.
 pub(crate) fn report(event: &Event) {
     static PIPE: OnceLock<File> = OnceLock::new();
