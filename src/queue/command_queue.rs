@@ -25,6 +25,7 @@ use super::partition::Partitions;
 use super::registry::Registry;
 use super::stop::{Stop, StopReport};
 use super::ticket::Ticket;
+use super::vacancy::Vacancy;
 use crate::alert::AlertManager;
 use crate::error::{ConfigErrors, LaneError, Result};
 use crate::event::{EventEmitter, EventStream, LaneEvent, Transition};
@@ -157,6 +158,7 @@ impl CommandQueue {
                 metrics,
                 tracer,
                 partitions,
+                vacancy: Vacancy::new(),
             };
             QueueCore {
                 lanes: Lanes::default(),
@@ -177,6 +179,11 @@ impl CommandQueue {
         core.context.executor.shared().tell_when_closed(holder);
         measured::begin(&core);
         Self { core }
+    }
+
+    /// Whether a lane has a permit again.
+    pub(crate) fn vacancy(&self) -> &Vacancy {
+        &self.core.context.vacancy
     }
 
     /// As [`CommandQueue::new`], with lanes that store their commands. What is in the store stays there: only

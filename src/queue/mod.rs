@@ -46,6 +46,7 @@ mod settle;
 mod stop;
 mod ticket;
 mod traced;
+mod vacancy;
 
 pub use acquire::{Acquire, Permit};
 pub use builder::QueueManagerBuilder;

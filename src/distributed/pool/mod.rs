@@ -9,8 +9,9 @@
 //! | `settle` | how a command has ended, and telling the queue so |
 //!
 //! A command's way: a partition's task takes room in a lane, claims, makes the command and submits it (with nothing to claim it
-//! waits for one without taking room, and gives that back if there is none then); from then on the lane has it, with its limits, retries, metrics and dead letters. Its ticket says how it ended, which goes to the queue in batches.
-//! Meanwhile the lease thread extends its lease, and cancels it if that is lost.
+//! waits for one without taking room, and gives that back if there is none then); from then on the lane has it, with its limits,
+//! retries, metrics and dead letters. Its ticket says how it ended, which goes to the queue in batches. Meanwhile the lease
+//! thread extends its lease, and cancels it if that is lost.
 
 mod commands;
 mod held;
@@ -60,8 +61,6 @@ struct Pool {
     executor: Executor,
     lease: Duration,
     target: Target,
-    /// Keeps the lanes.
-    _lanes: Arc<CommandQueue>,
     rooms: Rooms,
     leases: Leases,
     outbox: Outbox,
@@ -255,8 +254,7 @@ impl WorkerPool {
             executor: executor.clone(),
             lease: self.lease,
             target,
-            _lanes: queue,
-            rooms: Rooms::new(lanes),
+            rooms: Rooms::new(queue, lanes),
             leases,
             outbox: Outbox::default(),
             counts: Counts::default(),

@@ -1,6 +1,6 @@
 //! How many commands each lane can start now. What is claimed for a lane takes its room until it stands in the lane itself.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_listener::Event;
@@ -8,15 +8,17 @@ use futures_lite::FutureExt as _;
 
 use crate::distributed::Claim;
 use crate::executor::sleep;
-use crate::queue::Lane;
+use crate::queue::{CommandQueue, Lane};
 
 /// Commands that are claimed at a time.
 const BATCH_MAX: usize = 128;
 
-/// How often lanes are looked at that others have filled: nobody tells of their ends here.
+/// How often lanes are looked at that have no room: nobody tells that a lane goes on, or may run more.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) struct Rooms {
+    /// Whose lanes they are.
+    queue: Arc<CommandQueue>,
     /// The best priority first.
     lanes: Vec<Lane>,
     /// Of each lane: commands that may come.
@@ -32,9 +34,9 @@ pub(super) struct Room<'a> {
 }
 
 impl Rooms {
-    pub(super) fn new(lanes: Vec<Lane>) -> Self {
+    pub(super) fn new(queue: Arc<CommandQueue>, lanes: Vec<Lane>) -> Self {
         let taken = Mutex::new(vec![0; lanes.len()]);
-        Self { lanes, taken, changed: Event::new() }
+        Self { queue, lanes, taken, changed: Event::new() }
     }
 
     /// Takes all the room that there is; none if there is none.
@@ -57,11 +59,11 @@ impl Rooms {
     pub(super) async fn wait(&self, wanted: impl Fn() -> bool) -> Option<Room<'_>> {
         while wanted() {
             // Listened before it is looked at: so what becomes free meanwhile is not missed.
-            let listener = self.changed.listen();
+            let (changed, vacancy) = (self.changed.listen(), self.queue.vacancy().listen());
             if let Some(room) = self.take() {
                 return Some(room);
             }
-            listener.or(async { sleep(LOOK_EVERY).await }).await;
+            changed.or(vacancy).or(async { sleep(LOOK_EVERY).await }).await;
         }
         None
     }

@@ -66,7 +66,6 @@ pub(super) async fn supervise(pool: Arc<Pool>, taken: Taken) {
         // Nobody else is to have it while it still runs here.
         taken.held.gone().await;
     }
-    pool.rooms.tell();
     pool.outbox.put(taken, ending);
 }
 

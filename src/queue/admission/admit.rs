@@ -72,7 +72,12 @@ impl LaneCore {
         if !released {
             self.with_loans(Nested::give);
         }
-        self.pump_shared();
+        if let Some(context) = self.context() {
+            if let Some(pool) = &context.pool {
+                pool.pump();
+            }
+            context.vacancy.tell();
+        }
     }
 
     /// Somebody has come to the head of the line, with a permit.

@@ -52,6 +52,7 @@ use crate::queue::line::{Line, Place};
 use crate::queue::nested::Nested;
 use crate::queue::partition::Partitions;
 use crate::queue::settle::contained;
+use crate::queue::vacancy::Vacancy;
 use crate::storage::Durability;
 use crate::sync::OwnLine;
 use crate::trace::Tracer;
@@ -123,6 +124,7 @@ pub(super) struct LaneContext {
     pub(super) tracer: Option<Arc<dyn Tracer>>,
     /// Commands have homes among the workers.
     pub(super) partitions: Option<Partitions>,
+    pub(super) vacancy: Vacancy,
 }
 
 impl LaneContext {
