@@ -36,17 +36,17 @@ local function start(lane, limit)
     -- What rounding adds is no wait.
     if wait > 0.5 then return false, now + math.ceil(wait) end
     limit.full = full
-    call('HSET', LIMITS, lane, cmsgpack.pack(limit))
+    later('HSET', LIMITS, lane, cmsgpack.pack(limit))
   elseif limit.kind == 'window' then
     local old = call('ZRANGEBYLEX', STARTS, '[' .. prefix, '[' .. prefix .. digits(now - limit.window) .. '\255', 'LIMIT', 0, 256)
-    for _, member in ipairs(old) do call('ZREM', STARTS, member) end
+    for _, member in ipairs(old) do later('ZREM', STARTS, member) end
     local range = '[' .. prefix .. digits(now - limit.window) .. '\255'
     local started = call('ZLEXCOUNT', STARTS, range, '(' .. lane .. '\11')
     if started >= limit.commands then
       local first = call('ZRANGEBYLEX', STARTS, range, '(' .. lane .. '\11', 'LIMIT', started - limit.commands, 1)[1]
       return false, tonumber(string.sub(first, #prefix + 1, #prefix + 16)) + limit.window + 1
     end
-    call('ZADD', STARTS, 0, prefix .. digits(now) .. digits(next_number()))
+    later('ZADD', STARTS, 0, prefix .. digits(now) .. digits(next_number()))
   end
   return true
 end
@@ -64,14 +64,18 @@ local function admit(lane)
   return may
 end
 
+local function id_at(lane, member)
+  return string.sub(member, #lane_of(partition, lane) + 19)
+end
+
 -- Takes the one that stands at this place, if it can be read.
 local function take(lane, member)
-  local id = string.sub(member, #lane_of(partition, lane) + 19)
+  local id = id_at(lane, member)
   local c = load(id)
   local command = call('HGET', COMMANDS, id)
   if not c or not command or c.standing ~= 'ready' then
     skipped = true
-    call('ZREM', READY, member)
+    later('ZREM', READY, member)
     if c == false then
       put_aside(id, partition, lane, 'r')
     elseif c and c.standing == 'ready' then
@@ -80,12 +84,12 @@ local function take(lane, member)
     end
     return
   end
-  call('ZREM', READY, member)
-  call('ZREM', SINCE, since_of(id, c))
+  later('ZREM', READY, member)
+  later('ZREM', SINCE, since_of(id, c))
   -- Higher than any before, also where the server has lost the last ones.
   fence = math.max(fence + 1, now)
   c.standing, c.since, c.ends, c.fence, c.deliveries = 'leased', nil, now + lease, fence, c.deliveries + 1
-  call('ZADD', TIMES, c.ends, event_of('l', id, c))
+  later('ZADD', TIMES, c.ends, event_of('l', id, c))
   save(id, c)
   taken_of[lane] = (taken_of[lane] or 0) + 1
   taken[#taken + 1] = {id, fence, c.deliveries, c.retries, c.priority, lane, command}
@@ -105,7 +109,10 @@ end
 if #ARGV > 4 then
   for i = 5, #ARGV, 2 do
     local lane, left = ARGV[i], math.min(tonumber(ARGV[i + 1]), most - #taken)
-    for _, member in ipairs(left > 0 and first(lane, left) or {}) do
+    local members, ids = left > 0 and first(lane, left) or {}, {}
+    for _, member in ipairs(members) do ids[#ids + 1] = id_at(lane, member) end
+    read_states(ids)
+    for _, member in ipairs(members) do
       if not room() or not admit(lane) then break end
       take(lane, member)
     end
@@ -123,7 +130,7 @@ else
       from = '[' .. partition .. '\n' .. lane .. '\11'
     else
       -- No place of ours.
-      call('ZREM', READY, member)
+      later('ZREM', READY, member)
     end
   end
   while room() do
@@ -143,10 +150,11 @@ else
 end
 
 if #taken > 0 then
-  call('HSET', META, 'fence', fence)
+  later('HSET', META, 'fence', fence)
   count(partition, 'leased', #taken)
   for lane, many in pairs(taken_of) do count_leased(lane, many) end
 end
 local next_event = call('ZRANGE', TIMES, 0, 0, 'WITHSCORES')[2]
 ask_again(next_event and tonumber(next_event))
+write_all()
 return {room() and not skipped and 'all' or 'more', again and math.max(again - now, 0) or -1, taken}

@@ -16,4 +16,5 @@ if partition and tonumber(call('HGET', COUNTS, partition .. '\ndead') or '0') > 
 call('HDEL', COMMANDS, id)
 call('HDEL', STATES, id)
 call('HDEL', DAMAGED, id)
+write_all()
 return 1

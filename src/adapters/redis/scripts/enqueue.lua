@@ -8,13 +8,18 @@ if not is_as_opened(ARGV[1], ARGV[2]) then return 'open' end
 -- What is due stands before what comes now.
 if not advance(128) then return 'more' end
 
+local ids, ended_of = {}, {}
+for i = 3, #ARGV, 12 do ids[#ids + 1] = ARGV[i] end
+read_states(ids)
+for i, raw in ipairs(#ids > 0 and call('HMGET', ENDED, unpack(ids)) or {}) do ended_of[ids[i]] = raw end
+
 local function duplicate(id, print, key)
   local known
   local c = load(id)
   if c ~= nil then
     known = c and c.print or ''
   else
-    local ended = unpacked(call('HGET', ENDED, id))
+    local ended = unpacked(ended_of[id])
     known = ended and ended.ends > now and ended.print
   end
   if known then
@@ -41,13 +46,13 @@ local function accept(id, print, partition, lane, priority, wait, expires, max, 
   if keep >= 0 then c.keep = keep end
   if key ~= '' then
     c.key = key
-    call('HSET', KEYED, key, cmsgpack.pack({id = id, print = print}))
-    call('ZREM', FORGET, 'k' .. key)
+    later('HSET', KEYED, key, cmsgpack.pack({id = id, print = print}))
+    later('ZREM', FORGET, 'k' .. key)
   end
-  call('HSET', COMMANDS, id, command)
+  later('HSET', COMMANDS, id, command)
   if expires >= 0 then
     c.expires = now + expires
-    call('ZADD', TIMES, c.expires, event_of('e', id, c))
+    later('ZADD', TIMES, c.expires, event_of('e', id, c))
   end
   if wait > 0 then
     delay(id, c, now + wait)
@@ -63,5 +68,5 @@ for i = 3, #ARGV, 12 do
   local receipt = duplicate(ARGV[i], ARGV[i + 1], ARGV[i + 9])
   receipts[#receipts + 1] = receipt or accept(unpack(ARGV, i, i + 11))
 end
-stir()
+finish()
 return receipts

@@ -3,6 +3,10 @@
 
 local lease = tonumber(ARGV[1])
 
+local ids = {}
+for i = 2, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
+read_states(ids)
+
 local extended = {}
 for i = 2, #ARGV, 2 do
   local id, fence = ARGV[i], tonumber(ARGV[i + 1])
@@ -10,9 +14,10 @@ for i = 2, #ARGV, 2 do
   local has = c and c.standing == 'leased' and c.fence == fence and c.ends > now
   if has then
     c.ends = now + lease
-    call('ZADD', TIMES, c.ends, event_of('l', id, c))
+    later('ZADD', TIMES, c.ends, event_of('l', id, c))
     save(id, c)
   end
   extended[#extended + 1] = has and 1 or 0
 end
+write_all()
 return extended

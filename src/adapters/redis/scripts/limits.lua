@@ -26,5 +26,5 @@ else
   call('HDEL', LIMITS, lane)
 end
 stirred = true
-stir()
+finish()
 return 1

@@ -21,9 +21,68 @@ local CHANNEL = string.gsub(META, ':meta$', ':stirred')
 
 local ID_MEMORY = 300 * 1000000
 
-local call = redis.call
-local clock = call('TIME')
+local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
+
+-- What is written waits until its key is read, or the script ends: many changes of one kind to one key are one command then, and
+-- not many, of which each would cost what a command costs, also in the log. In their order: of each key, a list of commands.
+local waiting = {}
+-- Of the same kind: by how much fields of COUNTS change.
+local counts = {}
+-- The last number that was given out, once it was asked for.
+local number
+-- As many values as Lua can pass at a time, by far. Even: fields and values go together.
+local VALUES_MAX = 2048
+
+local function write(key)
+  local commands = waiting[key] or {}
+  waiting[key] = nil
+  for _, values in ipairs(commands) do
+    for i = 1, #values, VALUES_MAX do
+      redis.call(values.command, key, unpack(values, i, math.min(i + VALUES_MAX - 1, #values)))
+    end
+  end
+end
+
+local function write_counts()
+  local changes = counts
+  counts = {}
+  for field, by in pairs(changes) do
+    local left = by ~= 0 and redis.call('HINCRBY', COUNTS, field, by)
+    -- Those of a lane in all partitions are there while it has some.
+    if left and left <= 0 and string.sub(field, 1, 1) == '\n' then redis.call('HDEL', COUNTS, field) end
+  end
+end
+
+-- Does all that waits.
+local function write_all()
+  for _, key in ipairs(KEYS) do write(key) end
+  write_counts()
+  if number then redis.call('HSET', META, 'number', number) end
+end
+
+-- A change whose answer nobody wants: HSET or ZADD of one, HDEL or ZREM of one.
+local function later(command, key, first, second)
+  local commands = waiting[key]
+  if not commands then
+    commands = {}
+    waiting[key] = commands
+  end
+  local values = commands[#commands]
+  if not values or values.command ~= command then
+    values = {command = command}
+    commands[#commands + 1] = values
+  end
+  values[#values + 1] = first
+  if second then values[#values + 1] = second end
+end
+
+-- Anything else: it sees what was changed before.
+local function call(command, key, ...)
+  if waiting[key] then write(key) end
+  if key == COUNTS then write_counts() end
+  return redis.call(command, key, ...)
+end
 
 -- So that the order of texts is that of numbers.
 local function digits(number)
@@ -31,7 +90,8 @@ local function digits(number)
 end
 
 local function next_number()
-  return call('HINCRBY', META, 'number', 1)
+  number = (number or tonumber(call('HGET', META, 'number') or '0')) + 1
+  return number
 end
 
 -- A record, or nothing if it can not be read.
@@ -41,25 +101,37 @@ local function unpacked(raw)
   if read and type(record) == 'table' then return record end
 end
 
+-- States as they are stored, of those that were read or written: false if there is none.
+local known = {}
+
+local function read_states(ids)
+  if #ids == 0 then return end
+  for i, raw in ipairs(call('HMGET', STATES, unpack(ids))) do known[ids[i]] = raw end
+end
+
 local function save(id, c)
-  call('HSET', STATES, id, cmsgpack.pack(c))
+  local raw = cmsgpack.pack(c)
+  known[id] = raw
+  later('HSET', STATES, id, raw)
 end
 
 local function count(partition, what, by)
-  call('HINCRBY', COUNTS, partition .. '\n' .. what, by)
+  local field = partition .. '\n' .. what
+  counts[field] = (counts[field] or 0) + by
 end
 
 -- How many of a lane are leased, in all partitions.
 local function count_leased(lane, by)
   local field = '\n' .. lane
-  if call('HINCRBY', COUNTS, field, by) <= 0 then call('HDEL', COUNTS, field) end
+  counts[field] = (counts[field] or 0) + by
 end
 
 -- Whether there is something for who waits.
 local stirred = false
 
--- Tells them, at the end of a script. A user that may not is none the worse for it: they look by themselves.
-local function stir()
+-- Ends a script that changes something, and tells who waits. A user that may not is none the worse for it: they look by themselves.
+local function finish()
+  write_all()
   if stirred then redis.pcall('PUBLISH', CHANNEL, '') end
 end
 
@@ -83,21 +155,21 @@ end
 
 local function ready(id, c, at)
   c.standing, c.since, c.ends = 'ready', at, nil
-  call('ZADD', READY, 0, place_of(id, c))
-  call('ZADD', SINCE, 0, since_of(id, c))
+  later('ZADD', READY, 0, place_of(id, c))
+  later('ZADD', SINCE, 0, since_of(id, c))
   save(id, c)
   stirred = true
 end
 
 -- It stands nowhere then: it has to be saved.
 local function unready(id, c)
-  call('ZREM', READY, place_of(id, c))
-  call('ZREM', SINCE, since_of(id, c))
+  later('ZREM', READY, place_of(id, c))
+  later('ZREM', SINCE, since_of(id, c))
 end
 
 local function delay(id, c, ends)
   c.standing, c.ends = 'delayed', ends
-  call('ZADD', TIMES, ends, event_of('d', id, c))
+  later('ZADD', TIMES, ends, event_of('d', id, c))
   count(c.partition, 'delayed', 1)
   save(id, c)
   -- They are to wait no longer than until then.
@@ -105,7 +177,7 @@ local function delay(id, c, ends)
 end
 
 local function undelay(id, c)
-  call('ZREM', TIMES, event_of('d', id, c))
+  later('ZREM', TIMES, event_of('d', id, c))
   count(c.partition, 'delayed', -1)
 end
 
@@ -115,20 +187,20 @@ local function is_as_opened(version, partitions)
 end
 
 local function unlease(id, c)
-  call('ZREM', TIMES, event_of('l', id, c))
+  later('ZREM', TIMES, event_of('l', id, c))
   count(c.partition, 'leased', -1)
   count_leased(c.lane, -1)
 end
 
 -- A dead letter from now on: it stands nowhere else.
 local function bury(id, c, reason)
-  call('ZREM', TIMES, event_of('e', id, c))
+  later('ZREM', TIMES, event_of('e', id, c))
   if c.key then
     local keyed = unpacked(call('HGET', KEYED, c.key))
-    if keyed and keyed.id == id then call('HDEL', KEYED, c.key) end
+    if keyed and keyed.id == id then later('HDEL', KEYED, c.key) end
   end
   c.standing, c.ends, c.reason, c.failed, c.number = 'dead', nil, reason, now, next_number()
-  call('ZADD', DEAD, c.number, id)
+  later('ZADD', DEAD, c.number, id)
   count(c.partition, 'dead', 1)
   save(id, c)
 end
@@ -194,7 +266,8 @@ end
 
 -- The state of a command. Nothing if there is none; false if it can not be read.
 local function load(id)
-  local raw = call('HGET', STATES, id)
+  local raw = known[id]
+  if raw == nil then raw = call('HGET', STATES, id) end
   if not raw then return nil end
   local c = unpacked(raw)
   local needed = c and NEEDED_THERE[c.standing]
@@ -204,9 +277,12 @@ end
 -- Does what has become due, at most so much of it. Whether that was all.
 local function advance(most)
   local due = call('ZRANGEBYSCORE', TIMES, '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
+  local ids = {}
+  for i = 1, #due, 2 do ids[#ids + 1] = string.match(due[i], '^.%d+\n[^\n]*\n(.*)$') end
+  read_states(ids)
   for i = 1, #due, 2 do
     local event, at = due[i], tonumber(due[i + 1])
-    call('ZREM', TIMES, event)
+    later('ZREM', TIMES, event)
     local kind, partition, lane, id = string.match(event, '^(.)(%d+)\n([^\n]*)\n(.*)$')
     local c = id and load(id)
     if c == false then
@@ -232,8 +308,9 @@ local function advance(most)
   -- And forgets what was kept for a time: 'e' an id that has ended, 'k' an idempotency key, 'r' a result.
   for _, memory in ipairs(call('ZRANGEBYSCORE', FORGET, '-inf', now, 'LIMIT', 0, 2 * most)) do
     local kind, name = string.sub(memory, 1, 1), string.sub(memory, 2)
-    call('HDEL', (kind == 'e' and ENDED) or (kind == 'k' and KEYED) or RESULTS, name)
-    call('ZREM', FORGET, memory)
+    later('HDEL', (kind == 'e' and ENDED) or (kind == 'k' and KEYED) or RESULTS, name)
+    later('ZREM', FORGET, memory)
   end
+  write_all()
   return #due < 2 * most
 end

@@ -20,5 +20,5 @@ if c.key then
   end
 end
 ready(id, c, now)
-stir()
+finish()
 return 1

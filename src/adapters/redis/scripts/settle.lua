@@ -5,7 +5,7 @@
 local window = tonumber(ARGV[1])
 
 local function forget_later(kind, name, after)
-  call('ZADD', FORGET, now + after, kind .. name)
+  later('ZADD', FORGET, now + after, kind .. name)
 end
 
 -- Of a lane with limits, others may take one now.
@@ -17,15 +17,16 @@ end
 
 -- It has ended well.
 local function remove(id, c)
-  call('HDEL', COMMANDS, id)
-  call('HDEL', STATES, id)
-  call('ZREM', TIMES, event_of('e', id, c))
-  call('HSET', ENDED, id, cmsgpack.pack({fence = c.fence, print = c.print, ends = now + ID_MEMORY}))
+  known[id] = false
+  later('HDEL', COMMANDS, id)
+  later('HDEL', STATES, id)
+  if c.expires then later('ZREM', TIMES, event_of('e', id, c)) end
+  later('HSET', ENDED, id, cmsgpack.pack({fence = c.fence, print = c.print, ends = now + ID_MEMORY}))
   forget_later('e', id, ID_MEMORY)
   -- Of a replayed one, other work may have the key.
   local keyed = c.key and unpacked(call('HGET', KEYED, c.key))
   if keyed and keyed.id == id then
-    call('HSET', KEYED, c.key, cmsgpack.pack({id = id, print = c.print, ends = now + window}))
+    later('HSET', KEYED, c.key, cmsgpack.pack({id = id, print = c.print, ends = now + window}))
     forget_later('k', c.key, window)
   end
 end
@@ -38,7 +39,7 @@ end
 -- A command that goes on has other leases later. What has ended this one is remembered beside it, for who does not hear of it.
 local function remember(id, fence, what)
   local name = id .. '\n' .. digits(fence)
-  call('HSET', ENDED, name, cmsgpack.pack({what = what, ends = now + ID_MEMORY}))
+  later('HSET', ENDED, name, cmsgpack.pack({what = what, ends = now + ID_MEMORY}))
   forget_later('e', name, ID_MEMORY)
 end
 
@@ -66,7 +67,7 @@ local function settle(id, fence, what, reason, result, wait)
   end
   c.settled, c.by = fence, what
   if c.keep and (what == 'done' or what == 'failed') then
-    call('HSET', RESULTS, id, cmsgpack.pack({result = result, ends = now + c.keep}))
+    later('HSET', RESULTS, id, cmsgpack.pack({result = result, ends = now + c.keep}))
     forget_later('r', id, c.keep)
     stirred = true
   end
@@ -91,10 +92,14 @@ local function settle(id, fence, what, reason, result, wait)
   return 'done'
 end
 
+local ids = {}
+for i = 2, #ARGV, 6 do ids[#ids + 1] = ARGV[i] end
+read_states(ids)
+
 local outcomes = {}
 for i = 2, #ARGV, 6 do
   local fence, wait = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 5])
   outcomes[#outcomes + 1] = settle(ARGV[i], fence, ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], wait)
 end
-stir()
+finish()
 return outcomes
