@@ -364,14 +364,14 @@ fn a_frozen_server_is_not_waited_for_longer_than_said() {
     let server = Redis::with(SAFE);
     let queue = connect(RemoteOptions::new(server.url()).call_timeout(Duration::from_secs(1)));
     put(&queue, 1);
-    server.signal("-STOP");
+    server.hang();
     let begun = Instant::now();
     match block_on(queue.enqueue(envelope(2))) {
         Err(LaneError::Distributed(DistributedError::OutcomeUnknown { .. })) => {}
         other => panic!("{other:?}"),
     }
     let waited = begun.elapsed();
-    server.signal("-CONT");
+    server.go_on();
     assert!(waited < Duration::from_secs(3), "{waited:?}");
     let queue = connect(server.url());
     assert!((1..=2).contains(&take(&queue, 10).len()));
@@ -660,7 +660,7 @@ fn a_call_that_is_not_waited_for_when_the_handle_closes_is_not_said_to_be_refuse
     let server = Redis::with(SAFE);
     let queue = connect(server.url());
     put(&queue, 1);
-    server.signal("-STOP");
+    server.hang();
     std::thread::scope(|scope| {
         let putting = scope.spawn(|| block_on(queue.enqueue(envelope(2))));
         std::thread::sleep(Duration::from_millis(500));
@@ -673,7 +673,7 @@ fn a_call_that_is_not_waited_for_when_the_handle_closes_is_not_said_to_be_refuse
             other => panic!("{other:?}"),
         }
     });
-    server.signal("-CONT");
+    server.go_on();
 }
 
 #[test]

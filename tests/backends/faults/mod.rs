@@ -89,6 +89,7 @@ fn redis_survives_faults() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     KillServer,
+    StopServer,
     KillWorker,
     StopWorker,
     CutConnections,
@@ -100,9 +101,11 @@ enum Trouble {
 }
 
 /// All of them; the more frequent ones more often.
-const TROUBLES: [Trouble; 12] = [
+const TROUBLES: [Trouble; 14] = [
     Trouble::KillServer,
     Trouble::KillServer,
+    Trouble::StopServer,
+    Trouble::StopServer,
     Trouble::KillWorker,
     Trouble::StopWorker,
     Trouble::StopWorker,
@@ -273,6 +276,12 @@ impl<S: Server> Run<S> {
                 self.server.kill();
                 std::thread::sleep(random.micros(0..600_000));
                 self.server.restart();
+            }
+            Trouble::StopServer => {
+                self.server.hang();
+                // Sometimes beyond leases, and beyond what a call waits for.
+                std::thread::sleep(random.micros(100_000..2_500_000));
+                self.server.go_on();
             }
             Trouble::KillWorker => {
                 let mut killed = Vec::new();

@@ -88,6 +88,10 @@ impl Server for Reference {
     fn restart(&mut self) {
         self.listen();
     }
+
+    fn process(&self) -> Option<u32> {
+        None
+    }
 }
 
 impl Drop for Reference {

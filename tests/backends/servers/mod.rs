@@ -41,6 +41,31 @@ pub(crate) trait Server: Sized + Send + Sync + 'static {
 
     /// Starts it again, with what it has, and returns when it answers.
     fn restart(&mut self);
+
+    /// Its process, if it has one of its own.
+    fn process(&self) -> Option<u32>;
+
+    /// It hangs: connected, and answering nothing.
+    fn hang(&self) {
+        signal_all("-STOP", self.process());
+    }
+
+    /// It goes on.
+    fn go_on(&self) {
+        signal_all("-CONT", self.process());
+    }
+}
+
+/// Sends a process a signal, and then those that it has started.
+fn signal_all(signal: &str, process: Option<u32>) {
+    let Some(process) = process else { return };
+    let send = |process: &str| Command::new("kill").args([signal, process]).status();
+    assert!(send(&process.to_string()).is_ok_and(|sent| sent.success()), "{signal} can be sent");
+    let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    for child in children.split_whitespace() {
+        // One that has ended meanwhile hears nothing.
+        let _ = send(child);
+    }
 }
 
 /// A server, if its program is there. With `CI=true` it has to be.

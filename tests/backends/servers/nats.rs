@@ -22,21 +22,6 @@ impl Nats {
         let child = run(&place.0, port, &more, jetstream);
         Self { place, port, more, jetstream, child }
     }
-
-    /// It hangs: connected, and answering nothing.
-    pub(crate) fn hang(&self) {
-        self.signal("-STOP");
-    }
-
-    /// It goes on.
-    pub(crate) fn go_on(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
-        assert!(sent.expect("kill can be run").success(), "{signal} can be sent");
-    }
 }
 
 impl Server for Nats {
@@ -64,6 +49,10 @@ impl Server for Nats {
     fn restart(&mut self) {
         self.kill();
         self.child = run(&self.place.0, self.port, &self.more, self.jetstream);
+    }
+
+    fn process(&self) -> Option<u32> {
+        Some(self.child.id())
     }
 }
 

@@ -159,6 +159,10 @@ impl Server for Postgres {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+
+    fn process(&self) -> Option<u32> {
+        Some(self.child.id())
+    }
 }
 
 impl Drop for Postgres {

@@ -60,12 +60,6 @@ impl Redis {
         let mut connection = client.get_connection().expect("it answers");
         redis::cmd(command[0]).arg(&command[1..]).query(&mut connection).expect("it is done")
     }
-
-    /// Sends its process a signal.
-    pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status();
-        assert!(sent.expect("there is `kill`").success());
-    }
 }
 
 fn start(folder: &Path, port: u16, tls: bool, settings: &[String]) -> Child {
@@ -123,6 +117,10 @@ impl Server for Redis {
 
     fn restart(&mut self) {
         self.child = start(&self.place.0, self.port, self.tls, &self.settings);
+    }
+
+    fn process(&self) -> Option<u32> {
+        Some(self.child.id())
     }
 }
 
