@@ -13,6 +13,7 @@ mod programs;
 mod proxy;
 mod redis;
 mod servers;
+mod setup;
 
 use std::future::Future;
 use std::sync::Arc;

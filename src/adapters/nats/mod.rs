@@ -78,9 +78,9 @@ use crate::storage::Durability;
 /// idempotency key), taking four for a whole batch and one for each stream that is empty before it, extending one, acknowledging four.
 /// Many at a time go side by side.
 ///
-/// A user that may do only this needs to publish to `$JS.API.>`, `$JS.ACK.>`, `$KV.<queue>-*.>` and `corelane.<queue>.>`, and to
-/// subscribe to `_INBOX.>` and `corelane.<queue>.wake.*`, where `<queue>` is the
-/// [namespace](crate::RemoteOptions::namespace).
+/// A user that may do only this needs to publish to `$JS.API.>`, `$JS.ACK.>`, `corelane.<queue>.>` and `$KV.<queue>-<bucket>.>`
+/// for each of the buckets `state`, `ended`, `keys` and `results`, and to subscribe to `_INBOX.>` and `corelane.<queue>.wake.*`,
+/// where `<queue>` is the [namespace](crate::RemoteOptions::namespace).
 ///
 /// ```no_run
 /// use corelane::{CommandEnvelope, DistributedQueue, NatsDistributedQueue};
