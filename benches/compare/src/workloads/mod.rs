@@ -8,6 +8,7 @@ mod limiters;
 pub mod managers;
 pub mod memory;
 pub mod observed;
+mod partitions;
 mod seed;
 mod settings;
 mod spawn;
@@ -79,6 +80,7 @@ fn timed(quick: bool) -> Workloads {
     }
     all.push(Box::new(settings::Settings { commands: 10_000 / scale }));
     all.push(Box::new(observed::Observed { commands: 10_000 / scale }));
+    all.push(Box::new(partitions::Partitions { keys: 64, commands: 10_000 / scale }));
     for threads in [1, 2] {
         for admitted in [true, false] {
             all.push(Box::new(limiters::Deciding { threads, admitted, decisions: 200_000 / scale }));
