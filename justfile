@@ -79,6 +79,10 @@ compare-quick *ARGS:
 compare-test:
     cargo test --manifest-path benches/compare/Cargo.toml
 
+# Queues in servers, beside plain clients and apalis; writes benches/backends/RESULTS.md. A part of a work's name selects
+backends *ARGS:
+    cargo run --release --manifest-path benches/backends/Cargo.toml -- --report {{ARGS}}
+
 # The quickstart on a folder
 quickstart *ARGS:
     cargo run --release --example quickstart -- {{ARGS}}
