@@ -10,7 +10,7 @@ use super::clock::{Now, plus};
 use super::core::{Core, read};
 use super::end::finish_ended;
 use super::names::token as word;
-use super::record::{Entry, Kept, Standing};
+use super::record::{Entry, Kept, Remembered, Standing};
 use super::sweep::SWEPT;
 use crate::distributed::{CommandResult, Depth, ID_MEMORY};
 use crate::error::DistributedError;
@@ -103,13 +103,18 @@ pub(super) async fn depth(core: &Arc<Core>, partition: PartitionId) -> Result<De
     let _ = call.api::<serde_json::Value>(&format!("CONSUMER.DELETE.{}.{consumer}", bucket.stream), &json!({})).await;
     let call = core.link.call();
     for (entry, written) in unpublished {
+        // A server that was killed has brought it back, and perhaps its message, too.
+        if let Some(Remembered { fence, .. }) = core.has_come_back(&call, &entry).await? {
+            let ended = Entry { settled: fence, ..entry };
+            finish_ended(core, &call, &ended, written.sequence, None).await?;
+            continue;
+        }
         let subject = core.names.command(entry.stream, entry.partition(), entry.id());
         let is_there = call.last(&core.names.stream(entry.stream), &subject).await?.is_some();
         // Nobody was told that a new one was accepted: if its message comes after all, it is as one whose state was lost. One that
-        // is replayed has its letter still, and that is replayed again. Others are brought back by a server that was killed.
+        // is replayed has its letter still, and that is replayed again.
         let is_unaccepted = entry.standing == Standing::New && entry.replays == 0;
-        let is_over = !is_there && (is_unaccepted || core.remembered(&call, entry.id()).await?.is_some());
-        if is_over {
+        if !is_there && is_unaccepted {
             call.remove(&bucket.stream, written.sequence).await?;
         } else {
             count(&mut depth, &entry, written.published, time);

@@ -14,8 +14,10 @@ use super::core::{Core, read};
 use super::link::{Call, Refusal, Written, number};
 use super::record::{FORMAT, Place, Registry};
 use super::sweep::sweep;
+use crate::clock::Tick;
 use crate::distributed::ID_MEMORY;
 use crate::error::DistributedError;
+use crate::executor::now;
 
 /// Under what the register keeps the list.
 const REGISTRY: &str = "queue";
@@ -50,9 +52,24 @@ struct Known {
 struct Consumer {
     /// The time after which it delivers again.
     ack_wait: Duration,
-    /// Messages from here to there are still to be looked after.
-    unswept: Option<(u64, u64)>,
+    unswept: Option<Unswept>,
 }
+
+/// What is still to be looked after of what was delivered before this connection.
+#[derive(Clone, Copy, Debug)]
+struct Unswept {
+    /// From here on.
+    from: u64,
+    /// To there all are acknowledged.
+    floor: u64,
+    /// The last that was delivered: up to that, those that are with somebody now are acknowledged later.
+    delivered: u64,
+    /// When to ask the consumer again how far that is.
+    look_at: Tick,
+}
+
+/// How often a consumer is asked for that.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Streams {
     /// After which time a partition of a stream delivers again, if this handle has taken from there.
@@ -174,31 +191,18 @@ pub(super) async fn consumer_of(
     number: usize,
     partition: usize,
 ) -> Result<(String, Duration), DistributedError> {
-    #[derive(Deserialize)]
-    struct Info {
-        config: Config,
-        ack_floor: Floor,
-    }
-    #[derive(Deserialize)]
-    struct Config {
-        ack_wait: u64,
-    }
-    #[derive(Deserialize)]
-    struct Floor {
-        stream_seq: u64,
-    }
     let name = format!("p{partition}");
     let known = core.streams.known().consumers.get(&(number, partition)).copied();
     if let Some(Consumer { ack_wait, unswept }) = known {
-        if let Some((from, floor)) = unswept {
-            let unswept = sweep(core, call, number, partition, from, floor).await?;
+        if let Some(unswept) = unswept {
+            let unswept = sweep_on(core, call, number, partition, unswept).await?;
             core.streams.known().consumers.insert((number, partition), Consumer { ack_wait, unswept });
         }
         return Ok((name, ack_wait));
     }
     make_commands(core, call, number).await?;
     let stream = core.names.stream(number);
-    let info = call.api::<Info>(&format!("CONSUMER.INFO.{stream}.{name}"), &Value::Null).await?;
+    let info = call.api::<ConsumerInfo>(&format!("CONSUMER.INFO.{stream}.{name}"), &Value::Null).await?;
     let info = match info {
         Err(refusal) if refusal.number == self::number::CONSUMER_NOT_FOUND => {
             let config = json!({
@@ -217,17 +221,60 @@ pub(super) async fn consumer_of(
                     "filter_subject": core.names.partition(number, partition),
                 },
             });
-            call.api::<Info>(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &config).await?
+            call.api::<ConsumerInfo>(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &config).await?
         }
         info => info,
     };
     let info = info.map_err(|refusal| call.refused(&refusal))?;
     let consumer = Consumer {
         ack_wait: Duration::from_nanos(info.config.ack_wait),
-        unswept: Some((1, info.ack_floor.stream_seq)),
+        unswept: Some(Unswept {
+            from: 1,
+            floor: info.ack_floor.stream_seq,
+            delivered: info.delivered.stream_seq,
+            look_at: now().plus(LOOK_EVERY),
+        }),
     };
     core.streams.known().consumers.insert((number, partition), consumer);
     Ok((name, consumer.ack_wait))
+}
+
+/// What a consumer says of itself.
+#[derive(Deserialize)]
+struct ConsumerInfo {
+    config: ConsumerConfig,
+    ack_floor: Position,
+    delivered: Position,
+}
+
+#[derive(Deserialize)]
+struct ConsumerConfig {
+    ack_wait: u64,
+}
+
+#[derive(Deserialize)]
+struct Position {
+    stream_seq: u64,
+}
+
+/// Looks after some more of them. What is left then; none when all that was delivered before is acknowledged, and looked after.
+async fn sweep_on(
+    core: &Core,
+    call: &Call,
+    number: usize,
+    partition: usize,
+    mut unswept: Unswept,
+) -> Result<Option<Unswept>, DistributedError> {
+    if unswept.from <= unswept.floor {
+        let left = sweep(core, call, number, partition, unswept.from, unswept.floor).await?;
+        unswept.from = left.unwrap_or(unswept.floor + 1);
+    } else if now() >= unswept.look_at {
+        let what = format!("CONSUMER.INFO.{}.p{partition}", core.names.stream(number));
+        let info = call.api::<ConsumerInfo>(&what, &Value::Null).await?;
+        unswept.floor = unswept.floor.max(info.map_err(|refusal| call.refused(&refusal))?.ack_floor.stream_seq);
+        unswept.look_at = now().plus(LOOK_EVERY);
+    }
+    Ok((unswept.from <= unswept.delivered).then_some(unswept))
 }
 
 /// Makes a consumer anew that keeps questions waiting: it counts messages that are gone, and nats-server 2.9, once it was killed, may

@@ -2,7 +2,8 @@
 //!
 //! A server that is killed may bring back what was removed last. Records of the register that come back are as those of who has
 //! died between two steps. Messages that come back were acknowledged: the server does not deliver them, and they would lie there for
-//! ever. So what lies before a consumer's acknowledgement floor is looked up, once for each connection.
+//! ever. So what lies before a consumer's acknowledgement floor is looked up, once for each connection: of all that was delivered
+//! before that, as the floor comes to it.
 
 use super::core::{Core, read};
 use super::end::finish_ended;
@@ -13,8 +14,8 @@ use crate::error::DistributedError;
 /// So many are made good at a time.
 pub(super) const SWEPT: usize = 100;
 
-/// Looks after messages of a partition of a stream that were all acknowledged: those from here to `floor`. Which are still to be
-/// looked after, if it is not done.
+/// Looks after messages of a partition of a stream that were all acknowledged: those from here to `floor`. From where on it is to go
+/// on, if it is not done.
 pub(super) async fn sweep(
     core: &Core,
     call: &Call,
@@ -22,7 +23,7 @@ pub(super) async fn sweep(
     partition: usize,
     mut from: u64,
     floor: u64,
-) -> Result<Option<(u64, u64)>, DistributedError> {
+) -> Result<Option<u64>, DistributedError> {
     let (stream, subjects) = (core.names.stream(number), core.names.partition(number, partition));
     for _ in 0..SWEPT {
         let Some(message) = call.next(&stream, &subjects, from).await? else { return Ok(None) };
@@ -32,7 +33,7 @@ pub(super) async fn sweep(
         from = message.sequence + 1;
         message_again(core, call, &stream, message).await?;
     }
-    Ok(Some((from, floor)))
+    Ok(Some(from))
 }
 
 /// A message that was acknowledged, and is there.

@@ -1,6 +1,6 @@
 //! nats-server with JetStream.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use super::{Place, Server, find, free_port, spawn, wait_for_port};
@@ -21,6 +21,18 @@ impl Nats {
         let more: Vec<String> = more.iter().map(|&word| word.to_owned()).collect();
         let child = run(&place.0, port, &more, jetstream);
         Self { place, port, more, jetstream, child }
+    }
+
+    /// Ends it as it should be ended, with all it knows on the disk.
+    pub(crate) fn stop(&mut self) {
+        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(asked.is_ok_and(|asked| asked.success()), "it can be asked to end");
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    /// Where it keeps the messages of a stream.
+    pub(crate) fn messages_of(&self, stream: &str) -> PathBuf {
+        self.place.0.join("data/jetstream/$G/streams").join(stream).join("msgs")
     }
 }
 
