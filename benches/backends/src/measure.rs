@@ -67,7 +67,7 @@ pub fn all(selection: &Selection) -> Result<Results> {
         load_before: load(),
         load_after: load(),
         seconds: 0,
-        repeats: if selection.quick { 1 } else { 7 },
+        repeats: if selection.quick { 1 } else { 5 },
         servers: BTreeMap::new(),
         left_out: Vec::new(),
         rows: Vec::new(),

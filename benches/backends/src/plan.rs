@@ -107,9 +107,10 @@ impl Work {
 
     /// Commands of all processes together: enough to last some tenths of a second.
     pub fn commands(&self) -> u64 {
-        match self.batch {
-            1 => 800,
-            16 => 6_400,
+        match (self.batch, self.backend) {
+            (1, _) => 800,
+            (16, Backend::Nats) => 3_200,
+            (16, _) | (_, Backend::Nats) => 6_400,
             _ => 25_600,
         }
     }
