@@ -31,9 +31,15 @@ impl Vacancy {
     #[inline]
     pub(super) fn tell(&self) {
         if self.wanted.load(Ordering::Relaxed) {
-            self.wanted.store(false, Ordering::Relaxed);
-            self.given.notify(usize::MAX);
+            self.tell_all();
         }
+    }
+
+    /// Apart, so that the way of those that nobody listens to is short.
+    #[cold]
+    fn tell_all(&self) {
+        self.wanted.store(false, Ordering::Relaxed);
+        self.given.notify(usize::MAX);
     }
 }
 
