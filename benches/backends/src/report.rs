@@ -54,7 +54,8 @@ fn table(text: &mut String, results: &Results, backend: Backend, kind: Kind) {
     let columns = text.lines().last().map_or(0, |line| line.matches('|').count() - 1);
     let _ = writeln!(text, "|{}", "---:|".repeat(columns));
     for ours in rows.iter().filter(|row| row.contender == Contender::Corelane) {
-        let theirs = rows.iter().find(|row| row.work == ours.work && row.contender != Contender::Corelane);
+        let is_theirs = |row: &&&Row| row.work == ours.work && row.contender != Contender::Corelane;
+        let theirs = rows.iter().find(is_theirs).filter(|row| !row.times.is_empty());
         let _ = write!(text, "| {} | {} | {}", ours.work.batch, ours.work.processes, cells(ours));
         if let Some(theirs) = theirs {
             let ratio = median(ours, Times::total) / median(theirs, Times::total);
