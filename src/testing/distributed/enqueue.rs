@@ -18,6 +18,7 @@ checks! {
     the_same_command_again_is_a_duplicate if leases,
     the_same_command_again_is_a_duplicate_while_it_runs if leases,
     the_same_command_again_is_a_duplicate_after_its_end if leases,
+    the_same_command_in_one_batch_is_a_duplicate if leases,
     another_command_of_the_same_id_is_refused if leases,
     a_key_has_one_command if keys,
     a_key_stays_after_its_command_has_ended if keys,
@@ -93,6 +94,16 @@ async fn the_same_command_again_is_a_duplicate(world: World) {
     queue.enqueue(sent.clone()).await.unwrap();
     let receipt = queue.enqueue_with(sent.clone(), EnqueueOptions::new()).await.unwrap();
     assert_eq!((receipt.command_id, receipt.duplicate), (sent.id, true));
+    assert_eq!(world.take(&queue, 10).await.len(), 1);
+}
+
+async fn the_same_command_in_one_batch_is_a_duplicate(world: World) {
+    let queue = world.open().await;
+    let sent = envelope(1);
+    let batch = (0..3).map(|_| (sent.clone(), EnqueueOptions::new())).collect();
+    let receipts: Vec<_> = queue.enqueue_batch(batch).await.into_iter().map(Result::unwrap).collect();
+    assert!(receipts.iter().all(|receipt| receipt.command_id == sent.id));
+    assert_eq!(receipts.iter().filter(|receipt| receipt.duplicate).count(), 2);
     assert_eq!(world.take(&queue, 10).await.len(), 1);
 }
 

@@ -40,6 +40,7 @@ checks! {
     releases_never_give_it_up if gives_up,
     no_lease_of_no_time if leases,
     acknowledging_many_answers_for_each if fences,
+    acknowledging_twice_in_one_batch_is_done_once if fences,
     what_is_released_is_there_at_once if leases,
     seven_hundred_leases_at_a_time if leases,
     a_token_of_another_command_of_the_same_id_is_no_good if forgets,
@@ -362,6 +363,18 @@ async fn acknowledging_many_answers_for_each(world: World) {
     assert_eq!((outcomes[0], outcomes[2]), (AckOutcome::Applied, AckOutcome::Applied));
     assert_ne!(outcomes[1], AckOutcome::Applied);
     still_has(&world, &queue, &again).await;
+}
+
+async fn acknowledging_twice_in_one_batch_is_done_once(world: World) {
+    let queue = world.open().await;
+    put(&queue, 1).await;
+    let leased = world.take_one(&queue).await;
+    let results = (0..2).map(|_| (leased.token.clone(), done(&leased.token))).collect();
+    let outcomes: Vec<_> = queue.ack_batch(results).await.into_iter().map(Result::unwrap).collect();
+    // In whatever order.
+    assert!(outcomes.contains(&AckOutcome::Applied), "{outcomes:?}");
+    assert!(outcomes.contains(&AckOutcome::AlreadyApplied), "{outcomes:?}");
+    world.nothing(&queue, "what was acknowledged").await;
 }
 
 async fn what_is_released_is_there_at_once(world: World) {
