@@ -22,7 +22,8 @@ impl Vacancy {
         let listener = self.given.listen();
         self.wanted.store(true, Ordering::Relaxed);
         // ORDERING: who gives a permit back does so by a read-modify-write that is followed by a fence, and then looks here. So it
-        // sees that somebody listens, or who listens sees the permit.
+        // sees that somebody listens, or who listens sees the permit. Nothing depends on it but time: who listens also looks by
+        // itself, every 10 ms.
         fence(Ordering::SeqCst);
         listener
     }

@@ -72,6 +72,12 @@ impl LaneCore {
         if !released {
             self.with_loans(Nested::give);
         }
+        self.permit_is_back();
+    }
+
+    /// Tells those outside of the lane who may want it: other lanes of a shared limit, and worker pools.
+    #[inline]
+    pub(super) fn permit_is_back(&self) {
         if let Some(context) = self.context() {
             if let Some(pool) = &context.pool {
                 pool.pump();

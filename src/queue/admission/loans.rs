@@ -97,8 +97,7 @@ impl LaneCore {
             self.gate.release_unlent(&self.line, |entry| self.admit(entry), |notice| self.notice(notice));
         }
         if surplus > 0 {
-            // Other lanes may wait for what went back to the shared limit.
-            self.pump_shared();
+            self.permit_is_back();
         }
         result
     }
