@@ -68,6 +68,13 @@ struct Unswept {
     look_at: Tick,
 }
 
+impl Unswept {
+    /// None, if that is all.
+    fn some(self) -> Option<Self> {
+        (self.from <= self.delivered).then_some(self)
+    }
+}
+
 /// How often a consumer is asked for that.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -226,15 +233,13 @@ pub(super) async fn consumer_of(
         info => info,
     };
     let info = info.map_err(|refusal| call.refused(&refusal))?;
-    let consumer = Consumer {
-        ack_wait: Duration::from_nanos(info.config.ack_wait),
-        unswept: Some(Unswept {
-            from: 1,
-            floor: info.ack_floor.stream_seq,
-            delivered: info.delivered.stream_seq,
-            look_at: now().plus(LOOK_EVERY),
-        }),
+    let unswept = Unswept {
+        from: 1,
+        floor: info.ack_floor.stream_seq,
+        delivered: info.delivered.stream_seq,
+        look_at: now().plus(LOOK_EVERY),
     };
+    let consumer = Consumer { ack_wait: Duration::from_nanos(info.config.ack_wait), unswept: unswept.some() };
     core.streams.known().consumers.insert((number, partition), consumer);
     Ok((name, consumer.ack_wait))
 }
@@ -274,7 +279,7 @@ async fn sweep_on(
         unswept.floor = unswept.floor.max(info.map_err(|refusal| call.refused(&refusal))?.ack_floor.stream_seq);
         unswept.look_at = now().plus(LOOK_EVERY);
     }
-    Ok((unswept.from <= unswept.delivered).then_some(unswept))
+    Ok(unswept.some())
 }
 
 /// Makes a consumer anew that keeps questions waiting: it counts messages that are gone, and nats-server 2.9, once it was killed, may

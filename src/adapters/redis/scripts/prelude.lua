@@ -35,7 +35,8 @@ local number
 local VALUES_MAX = 2048
 
 local function write(key)
-  local commands = waiting[key] or {}
+  local commands = waiting[key]
+  if not commands then return end
   waiting[key] = nil
   for _, values in ipairs(commands) do
     for i = 1, #values, VALUES_MAX do
@@ -79,7 +80,7 @@ end
 
 -- Anything else: it sees what was changed before.
 local function call(command, key, ...)
-  if waiting[key] then write(key) end
+  write(key)
   if key == COUNTS then write_counts() end
   return redis.call(command, key, ...)
 end
