@@ -152,7 +152,7 @@ fn server<S: Empty>(backend: Backend, works: &[Work], selection: &Selection, res
                 let at = (turn + repeat) % contenders.len();
                 server.empty()?;
                 match run(&server.url(), work, contenders[at], commands) {
-                    Ok(times) if repeat > 0 || selection.quick => rows[at].times.push(times),
+                    Ok(times) if repeat > 0 => rows[at].times.push(times),
                     Ok(_) => {}
                     // A peer's hang is the peer's: it is told of, and the run does not count.
                     Err(error) if contenders[at] == Contender::Apalis => {

@@ -8,9 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use futures::channel::oneshot;
 
-use crate::contenders::{
-    Calls, Workers, apalis_postgres, apalis_redis, corelane, plain_nats, plain_postgres, plain_redis,
-};
+use crate::contenders::{Calls, Workers, apalis, corelane, plain_nats, plain_postgres, plain_redis};
 use crate::plan::{Backend, Contender, Kind, Task};
 
 pub const READY: &str = "ready";
@@ -38,11 +36,9 @@ pub fn run(task: &Task) -> Result<()> {
             client()?.block_on(async { call(task, plain_postgres::Queue::connect(task).await?).await })
         }
         (_, Plain, Nats) => client()?.block_on(async { call(task, plain_nats::Queue::connect(task).await?).await }),
-        (_, Apalis, Redis) => {
-            workers()?.block_on(async { work(task, apalis_redis::Queue::connect(task).await?).await })
-        }
+        (_, Apalis, Redis) => workers()?.block_on(async { work(task, apalis::Redis::connect(task).await?).await }),
         (_, Apalis, Postgres) => {
-            workers()?.block_on(async { work(task, apalis_postgres::Queue::connect(task).await?).await })
+            workers()?.block_on(async { work(task, apalis::Postgres::connect(task).await?).await })
         }
         (_, Apalis, Nats) => anyhow::bail!("apalis-nats needs a newer server"),
     }

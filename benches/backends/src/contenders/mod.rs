@@ -1,7 +1,6 @@
 //! How each contender does what is measured. All give each command the same small payload.
 
-pub mod apalis_postgres;
-pub mod apalis_redis;
+pub mod apalis;
 pub mod corelane;
 pub mod plain_nats;
 pub mod plain_postgres;
